@@ -1,0 +1,143 @@
+"""Label assignment: which predictions answer for which objects. The union `Assigner` lists all rules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from detbench.parts.part import Fraction, NonNegative, Positive, part
+
+if TYPE_CHECKING:
+    from detbench.core.types import DensePredictions, Matches, Targets
+
+
+@part
+class Hungarian:
+    """One-to-one matching of least total cost (DETR; OneNet; DATE's "cost matcher", spec 2.2).
+
+    cost = cost_class * focal cost + cost_bbox * L1 of normalised boxes + cost_giou * (-GIoU in pixels).
+
+    Attributes:
+        cost_class: weight of the focal classification cost.
+        cost_bbox: weight of the L1 distance.
+        cost_giou: weight of the negative GIoU.
+        focal_alpha: alpha of the focal cost.
+        focal_gamma: gamma of the focal cost.
+        focal_eps: added inside the logarithms (1e-12 mmdetection, 1e-8 OneNet's repository).
+        box_format: of the normalised boxes in the L1 term ("cxcywh" DATE, "xyxy" OneNet's repository).
+        giou_eps: clamp of union and enclosing area.
+    """
+
+    kind: Literal["hungarian"] = "hungarian"
+    cost_class: NonNegative = 2.0
+    cost_bbox: NonNegative = 5.0
+    cost_giou: NonNegative = 2.0
+    focal_alpha: Fraction = 0.25
+    focal_gamma: NonNegative = 2.0
+    focal_eps: Positive = 1e-12
+    box_format: Literal["cxcywh", "xyxy"] = "cxcywh"
+    giou_eps: Positive = 1e-6
+
+    def __call__(self, predictions: DensePredictions, targets: Targets) -> Matches:
+        """The matched pairs; min(Q, N) of them in an image of N objects."""
+        from detbench.core.assign.hungarian import assign_hungarian
+
+        return assign_hungarian(self, predictions, targets)
+
+
+@part
+class LeastCost:
+    """Each object takes its cheapest prediction; one prediction may serve two objects (OneNet's option, spec 2.1).
+
+    The fields are those of `Hungarian`.
+    """
+
+    kind: Literal["least_cost"] = "least_cost"
+    cost_class: NonNegative = 2.0
+    cost_bbox: NonNegative = 5.0
+    cost_giou: NonNegative = 2.0
+    focal_alpha: Fraction = 0.25
+    focal_gamma: NonNegative = 2.0
+    focal_eps: Positive = 1e-8
+    box_format: Literal["cxcywh", "xyxy"] = "xyxy"
+    giou_eps: Positive = 1e-6
+
+    def __call__(self, predictions: DensePredictions, targets: Targets) -> Matches:
+        """One pair for each object."""
+        from detbench.core.assign.hungarian import assign_least_cost
+
+        return assign_least_cost(self, predictions, targets)
+
+
+@part
+class Poto:
+    """Prediction-aware one-to-one assignment (DeFCN, arXiv:2012.03544, section 3.1; spec 3.1).
+
+    quality = inside * probability^(1 - quality_alpha) * IoU^quality_alpha, maximised by the Hungarian method.
+
+    Attributes:
+        quality_alpha: weight of localisation against classification.
+        center_radius: half side of the spatial prior's box in strides; 0 means strictly inside the object.
+        outside_quality: of a prediction outside the prior: 0 in DATE, -1 in DeFCN.
+        overlap: "iou" as all released code does, "giou" as DATE's unread configuration key says.
+    """
+
+    kind: Literal["poto"] = "poto"
+    quality_alpha: Fraction = 0.8
+    center_radius: NonNegative = 1.5
+    outside_quality: Literal[0.0, -1.0] = 0.0
+    overlap: Literal["iou"] = "iou"
+
+    def __call__(self, predictions: DensePredictions, targets: Targets) -> Matches:
+        """The matched pairs; min(Q, N) of them in an image of N objects."""
+        from detbench.core.assign.poto import assign_poto
+
+        return assign_poto(self, predictions, targets)
+
+
+@part
+class FcosRule:
+    """FCOS's rule (arXiv:1904.01355; spec 1.4): inside the object, of its level's size range, smallest object wins.
+
+    Attributes:
+        size_ranges: (low, high) of the largest side distance in pixels for each level, both inclusive.
+        center_radius: half side of centre sampling in strides; None for anywhere strictly inside the object.
+    """
+
+    kind: Literal["fcos"] = "fcos"
+    size_ranges: tuple[tuple[float, float], ...] = (
+        (-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8),
+    )  # fmt: skip
+    center_radius: Positive | None = None
+
+    def __call__(self, predictions: DensePredictions, targets: Targets) -> Matches:
+        """At most one object for each prediction; an object may have none."""
+        from detbench.core.assign.fcos import assign_fcos
+
+        return assign_fcos(self, predictions, targets)
+
+
+@part
+class MaxIou:
+    """RetinaNet's rule (arXiv:1708.02002; spec 1.5): anchors by IoU, an ignored band, and each object's best anchors.
+
+    Attributes:
+        positive: least IoU of a positive anchor.
+        negative: an anchor whose best IoU is below this is negative; between the two it is ignored.
+        low_quality: every anchor that reaches an object's best IoU is given to that object, whatever the value;
+            later objects overwrite earlier ones.
+    """
+
+    kind: Literal["max_iou"] = "max_iou"
+    positive: Fraction = 0.5
+    negative: Fraction = 0.4
+    low_quality: bool = True
+
+    def __call__(self, predictions: DensePredictions, targets: Targets) -> Matches:
+        """At most one object for each anchor; anchors outside the padded image and in the band are ignored."""
+        from detbench.core.assign.max_iou import assign_max_iou
+
+        return assign_max_iou(self, predictions, targets)
+
+
+Assigner = Hungarian | LeastCost | Poto | FcosRule | MaxIou
+"""Every assignment rule a recipe may name."""

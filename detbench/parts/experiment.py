@@ -1,0 +1,118 @@
+"""Experiment: everything one row of a table means. Equal experiments with equal seeds give equal results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from detbench.errors import RecipeError
+from detbench.parts.branches import Branch
+from detbench.parts.data import Data
+from detbench.parts.detectors import Detector
+from detbench.parts.part import OneOf, closest, digest_of, part, plain, read_part
+from detbench.parts.test import Test
+from detbench.parts.training import AdamW, Schedule, Sgd, Training
+
+
+@part
+class Experiment:
+    """What is trained, on what, how, and how it is tested.
+
+    Attributes:
+        detector: the network.
+        branches: each stream of predictions by name, with its predictor, assigner and losses.
+        data: images and transforms.
+        optim: the optimiser.
+        schedule: length and learning rate.
+        training: batch, precision, averaging.
+        test: what is measured on the trained model. No part of the training's identity.
+    """
+
+    detector: Detector
+    branches: dict[str, Branch]
+    data: Data = Data()
+    optim: OneOf[AdamW | Sgd] = AdamW()
+    schedule: Schedule
+    training: Training = Training()
+    test: Test
+
+    def identity(self, fingerprint: str) -> dict[str, Any]:
+        """The plain tree that is hashed: the experiment with its data's fingerprint in place of the data's path.
+
+        The batch size at test and the evaluation backend give the same numbers and stand outside.
+        """
+        tree = plain(self)
+        tree["data"]["source"] = fingerprint
+        del tree["test"]["batch"]
+        del tree["test"]["metrics"]["backend"]
+        return tree
+
+    def digest(self, fingerprint: str) -> str:
+        """Names the experiment: training and test."""
+        return digest_of(self.identity(fingerprint))
+
+    def training_digest(self, fingerprint: str) -> str:
+        """Names the training alone: experiments that share it share weights."""
+        tree = self.identity(fingerprint)
+        del tree["test"]
+        del tree["training"]["evaluations"]
+        return digest_of(tree)
+
+
+def read_experiment(tree: Mapping[str, Any], *, where: str) -> Experiment:
+    """The experiment that a plain tree spells out, checked key by key and then as a whole.
+
+    Raises:
+        RecipeError: with every mistake, each with its key path.
+    """
+    experiment = read_part(Experiment, tree, where=where)
+    problems = _across_parts(experiment)
+    if problems:
+        raise RecipeError([f"{where}: {problem}" for problem in problems])
+    return experiment
+
+
+def _across_parts(experiment: Experiment) -> list[str]:
+    """What no part can see alone."""
+    problems = []
+    names = list(experiment.branches)
+    if not names:
+        problems.append("branches: none; a detector needs at least one branch")
+    if experiment.test.branch not in names:
+        problems.append(
+            f"test.branch: no branch is called '{experiment.test.branch}'{closest(experiment.test.branch, names)}"
+        )
+    schedule = experiment.schedule
+    if (schedule.epochs is None) == (schedule.steps is None):
+        problems.append("schedule: exactly one of epochs and steps must be given")
+    if experiment.training.batch % experiment.training.accumulate:
+        problems.append(
+            f"training.accumulate: {experiment.training.accumulate} doesn't divide the batch of "
+            f"{experiment.training.batch}"
+        )
+    if experiment.data.test.flip:
+        problems.append(f"data.test.flip: must be 0 in the test transform, found {experiment.data.test.flip}")
+    num_levels = experiment.detector.neck.num_levels
+    for name, branch in experiment.branches.items():
+        kinds = (branch.predictor.kind, branch.assigner.kind)
+        if branch.assigner.kind == "fcos" and len(branch.assigner.size_ranges) != num_levels:
+            problems.append(
+                f"branches.{name}.assigner.size_ranges: {len(branch.assigner.size_ranges)} ranges for "
+                f"{num_levels} pyramid levels (detector.neck.num_levels)"
+            )
+        if (branch.assigner.kind == "max_iou") != (branch.predictor.kind == "anchor"):
+            problems.append(
+                f"branches.{name}: predictor '{kinds[0]}' doesn't go with assigner '{kinds[1]}'; "
+                "max_iou needs the anchor predictor and the anchor predictor needs max_iou"
+            )
+        for loss_name, loss in branch.losses.items():
+            where = f"branches.{name}.losses.{loss_name}"
+            if loss.kind == "delta_l1" and branch.predictor.kind != "anchor":
+                problems.append(f"{where}: delta_l1 needs the anchor predictor, found '{kinds[0]}'")
+            needs_centerness = loss.kind == "centerness" or loss.divide_by == "centerness"
+            if needs_centerness and branch.predictor.kind != "fcos":
+                problems.append(f"{where}: centre-ness needs the fcos predictor, found '{kinds[0]}'")
+    channels, groups = experiment.detector.neck.channels, experiment.detector.subnets.groups
+    if channels % groups:
+        problems.append(f"detector.subnets.groups: {groups} doesn't divide detector.neck.channels = {channels}")
+    return problems

@@ -1,0 +1,77 @@
+"""How a trained model is put to the test: which branch predicts, what is kept of it, how that is measured.
+
+Two experiments that differ here only share one training (DATE, Tables 6 and 7)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from detbench.parts.part import Count, Fraction, OneOf, Positive, part
+
+
+@part
+class TopK:
+    """Keep the best (prediction, class) pairs; no NMS (OneNet, DATE; spec 4.5).
+
+    Attributes:
+        score_threshold: pairs must exceed it.
+        per_level: pairs kept of each pyramid level before levels are joined; None for all.
+        keep: detections of an image.
+    """
+
+    kind: Literal["top_k"] = "top_k"
+    score_threshold: Fraction = 0.01
+    per_level: Count | None = 100
+    keep: Count = 100
+
+
+@part
+class Nms:
+    """Class-wise non-maximum suppression (FCOS, RetinaNet; spec 1.4, 1.5).
+
+    Attributes:
+        score_threshold: class probabilities, before centre-ness, must exceed it.
+        per_level: pairs kept of each pyramid level.
+        iou_threshold: of the suppression.
+        keep: detections of an image.
+    """
+
+    kind: Literal["nms"] = "nms"
+    score_threshold: Fraction = 0.05
+    per_level: Count | None = 1000
+    iou_threshold: Positive = 0.5
+    keep: Count = 100
+
+
+@part
+class CocoMetrics:
+    """COCO's box metrics.
+
+    Attributes:
+        backend: our vectorised form, or pycocotools; both give the same numbers.
+        size_limits: "coco": small, medium and large split at 32^2 and 96^2 square pixels; "relative": the limits
+            scale with each image's area against 640 x 480, so that they mean something on small images.
+    """
+
+    kind: Literal["coco"] = "coco"
+    backend: Literal["detbench", "pycocotools"] = "detbench"
+    size_limits: Literal["coco", "relative"] = "coco"
+
+
+@part
+class Test:
+    """How the trained model is tested.
+
+    Attributes:
+        branch: the branch that predicts; the others are dropped.
+        postprocess: predictions to detections.
+        metrics: how detections are measured.
+        batch: images at a time; does not change results.
+    """
+
+    __test__ = False  # no test class, whatever pytest thinks of its name
+
+    branch: str
+    postprocess: OneOf[TopK | Nms]
+    metrics: CocoMetrics = CocoMetrics()
+    batch: Count = 8
