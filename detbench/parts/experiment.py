@@ -82,9 +82,6 @@ def _across_parts(experiment: Experiment) -> list[str]:
         problems.append(
             f"test.branch: no branch is called '{experiment.test.branch}'{closest(experiment.test.branch, names)}"
         )
-    schedule = experiment.schedule
-    if (schedule.epochs is None) == (schedule.steps is None):
-        problems.append("schedule: exactly one of epochs and steps must be given")
     if experiment.training.batch % experiment.training.accumulate:
         problems.append(
             f"training.accumulate: {experiment.training.accumulate} doesn't divide the batch of "

@@ -69,16 +69,16 @@ class Schedule:
     """How long, and how the learning rate goes.
 
     Attributes:
-        epochs: length in epochs; exactly one of `epochs` and `steps` is given.
-        steps: length in optimiser steps.
+        length: in `unit`.
+        unit: epochs over the training images, or optimiser steps.
         times: multiplies the length, so that a paper's 3x row stays three times as long at every scale.
         warmup_steps: linear warm-up from warmup_factor * lr.
         warmup_factor: where the warm-up starts.
         decay: the rate after the warm-up.
     """
 
-    epochs: Positive | None = None
-    steps: Count | None = None
+    length: Positive
+    unit: Literal["epochs", "steps"] = "epochs"
     times: Positive = 1.0
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
     warmup_factor: Fraction = 0.001

@@ -1,0 +1,562 @@
+"""Recipes: one TOML file for one table or figure, and how its rows become experiments.
+
+A row is laid over its base in a fixed order, later layers winning:
+
+    base  <-  variant  <-  the table's [set]  <-  the row's set  <-  scale overlays (base, variant, row)
+          <-  --data  <-  overrides of the command line
+
+A table with another `kind` replaces what it is laid over; otherwise tables merge key by key.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from detbench.errors import RecipeError
+from detbench.parts.experiment import Experiment, read_experiment
+from detbench.parts.part import closest, part, plain, read_part
+
+Tree = dict[str, Any]
+Scale = Literal["smoke", "cpu", "gpu", "paper"]
+SCALES: tuple[Scale, ...] = ("smoke", "cpu", "gpu", "paper")
+
+
+@part
+class Head:
+    """The [recipe] table: what is reproduced.
+
+    Attributes:
+        paper: short name of the paper; the folder the file stands in.
+        table: the paper's number, such as "table5" or "figure3".
+        kind: "table", "figure", "list", or "demo" and "ablation" for what no paper prints.
+        title: in our own words.
+        dataset: where the reported metrics were measured.
+        schedule: training length that all rows share in the paper, if there is one.
+        metrics: columns, in the paper's order.
+        note: what holds for the whole table.
+        base: the file under recipes/_base/ its rows start from.
+        needs: parts that don't exist yet, without which no row can run.
+        baseline: label of the row that differences are taken to.
+        plots: what to draw: "convergence", "losses", "sizes", "loss:<branch>.<loss>".
+    """
+
+    paper: str
+    table: str
+    kind: Literal["table", "figure", "list", "demo", "ablation"] = "table"
+    title: str
+    dataset: str = ""
+    schedule: str = ""
+    metrics: tuple[str, ...]
+    note: str = ""
+    base: str = ""
+    needs: tuple[str, ...] = ()
+    baseline: str = ""
+    plots: tuple[str, ...] = ("convergence", "losses", "sizes")
+
+
+@part
+class Row:
+    """One row: what it changes, and what the paper reports for it.
+
+    Attributes:
+        label: the paper's words, unique within the table.
+        use: the base's variant this row starts from.
+        set: what the row changes on top of it.
+        scale: changes that hold at one scale only, after that scale's overlay.
+        reported: metric to number; what the paper omits is omitted.
+        quoted: the row is another method's, shown but never run.
+        needs: parts that don't exist yet, without which this row can't run.
+        cost: which cost the columns params_m and gflops mean: the model at inference or in training.
+        note: what to know about the number.
+        source: where the number is from.
+    """
+
+    label: str
+    use: str = ""
+    set: dict[str, Any] = Field(default_factory=dict)
+    scale: dict[Scale, dict[str, Any]] = Field(default_factory=dict)
+    reported: dict[str, float] = Field(default_factory=dict)
+    quoted: bool = False
+    needs: tuple[str, ...] = ()
+    cost: Literal["infer", "train"] = "infer"
+    note: str = ""
+    source: str = "paper"
+
+
+@part
+class Point:
+    """One value of a sweep. `label` names its row; a label that exists already joins that row to the sweep.
+
+    `set` spells the value out where it is a name; else the sweep's key takes the value itself.
+    """
+
+    value: float | str | bool
+    label: str
+    set: dict[str, Any] = Field(default_factory=dict)
+    use: str = ""
+    reported: dict[str, float] = Field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    note: str = ""
+    source: str = "paper"
+
+
+@part
+class Sweep:
+    """One parameter over several values.
+
+    Attributes:
+        param: the paper's name of it: what `ablate --param` finds.
+        key: the key path that takes the values; empty where each point has a `set`.
+        series: what tells this sweep from another of the same parameter in the table.
+        use: the variant all points start from.
+        set: what all points change.
+        point: the paper's values.
+    """
+
+    param: str
+    key: str = ""
+    series: str = ""
+    use: str = ""
+    set: dict[str, Any] = Field(default_factory=dict)
+    point: tuple[Point, ...]
+
+
+@part
+class Claim:
+    """One claim of the paper as data.
+
+    Attributes:
+        text: the claim in our own words.
+        place: where the paper makes it.
+        metric: the column it is about.
+        kind: "order" (rows from best to worst), "at_least" (first row minus second row >= margin), "best" (the first
+            of rows is best), "monotone" (along rows as listed, upwards).
+        rows: labels.
+        margin: in the metric's unit.
+    """
+
+    text: str
+    place: str
+    metric: str = "AP"
+    kind: Literal["order", "at_least", "best", "monotone"] = "order"
+    rows: tuple[str, ...]
+    margin: float = 0.0
+
+
+@part
+class RecipeText:
+    """A recipe file, checked for shape only."""
+
+    recipe: Head
+    set: dict[str, Any] = Field(default_factory=dict)
+    row: tuple[Row, ...] = ()
+    sweep: tuple[Sweep, ...] = ()
+    claim: tuple[Claim, ...] = ()
+
+
+@part
+class Variant:
+    """A named change of a base, such as one method of a family, and its overlays for scales."""
+
+    set: dict[str, Any]
+    scale: dict[Scale, dict[str, Any]] = Field(default_factory=dict)
+
+
+@part
+class BaseText:
+    """A file under recipes/_base/: the experiment at paper scale, its variants, and its overlay for each scale."""
+
+    base: dict[str, Any]
+    variant: dict[str, Variant] = Field(default_factory=dict)
+    scale: dict[Scale, dict[str, Any]] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A loaded recipe: all rows, those of its sweeps included, in the paper's order.
+
+    Attributes:
+        name: "date/table5"; for a user's own file, its path without the suffix.
+        path: the file.
+        head: what is reproduced.
+        rows: by label.
+        sweeps: parameters and the labels of their rows in order of value.
+        claims: the paper's claims.
+    """
+
+    name: str
+    path: Path
+    head: Head
+    rows: dict[str, Row]
+    sweeps: tuple[Sweep, ...]
+    claims: tuple[Claim, ...]
+    common: Tree = field(repr=False)
+
+    def needs(self, row: Row) -> tuple[str, ...]:
+        """Parts without which a row can't run; empty when it can."""
+        return (*self.head.needs, *(n for n in row.needs if n not in self.head.needs))
+
+    def runnable(self) -> list[Row]:
+        """Rows that can be trained with the parts there are."""
+        return [row for row in self.rows.values() if not row.quoted and not self.needs(row)]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is laid over every row of a command.
+
+    Attributes:
+        scale: the named overlay.
+        data: folder of the user's own COCO-style data; None for the scale's own.
+        overrides: `key.path=value` strings, in order.
+    """
+
+    scale: Scale = "cpu"
+    data: str | None = None
+    overrides: tuple[str, ...] = ()
+
+
+def recipes_dir() -> Path:
+    """The folder of the recipes that come with detbench, in a clone or an installed wheel.
+
+    Raises:
+        RecipeError: the installation is incomplete.
+    """
+    here = Path(__file__).resolve().parent
+    for folder in (here / "_recipes", here.parent / "recipes"):
+        if (folder / "_base").is_dir():
+            return folder
+    raise RecipeError(f"{here}: the recipes that come with detbench are missing; install it again")
+
+
+def names() -> list[str]:
+    """The names of all recipes that come with detbench, sorted naturally."""
+    root = recipes_dir()
+    found = [
+        path.relative_to(root).with_suffix("").as_posix()
+        for path in root.rglob("*.toml")
+        if not path.relative_to(root).parts[0].startswith("_") and path.name != "reported.toml"
+    ]
+    return sorted(found, key=_natural)
+
+
+def load(name: str) -> Recipe:
+    """The recipe of that name ("date/table5"), or in that file ("my/own.toml").
+
+    Raises:
+        RecipeError: no such recipe, or its text is wrong; lists every mistake.
+    """
+    path = Path(name) if name.endswith(".toml") else recipes_dir() / f"{name}.toml"
+    if not path.is_file():
+        if name.endswith(".toml"):
+            raise RecipeError(f"{name}: no such file")
+        raise RecipeError(f"{name}: no recipe is called so{closest(name, names())} `detbench ls` lists all")
+    return _load_file(path, name.removesuffix(".toml"))
+
+
+def select(patterns: Sequence[str]) -> list[tuple[Recipe, list[Row]]]:
+    """Recipes and rows that names or globs stand for: "date/table5", "date/*", "date/table5/DATE-F*".
+
+    A row is named by its label or by its slug (lower case, dashes).
+
+    Raises:
+        RecipeError: a pattern that stands for nothing, with the closest name.
+    """
+    chosen: dict[str, tuple[Recipe, list[Row]]] = {}
+    for pattern in patterns:
+        hits = _select_one(pattern)
+        for recipe, rows in hits:
+            have = chosen.setdefault(recipe.name, (recipe, []))[1]
+            have += [row for row in rows if row not in have]
+    return list(chosen.values())
+
+
+def resolve(recipe: Recipe, row: Row, context: Context) -> Experiment:
+    """The experiment of one row at one scale.
+
+    Raises:
+        RecipeError: with every mistake in the layers, each with the place it stands in.
+    """
+    where = f"{recipe.name}, row '{row.label}'"
+    missing = recipe.needs(row)
+    if missing:
+        raise RecipeError(f"{where}: can't run yet, needs: {', '.join(missing)}")
+    tree = layers(recipe, row, context)
+    experiment = read_experiment(tree, where=where)
+    if not context.overrides:
+        return experiment
+    tree = apply_overrides(plain(experiment), context.overrides, where=where)
+    return read_experiment(tree, where=f"{where}, with {' '.join(context.overrides)}")
+
+
+def layers(recipe: Recipe, row: Row, context: Context) -> Tree:
+    """The plain tree of a row before defaults are filled in and overrides applied."""
+    if not recipe.head.base:
+        raise RecipeError(f"{recipe.name}: [recipe] names no base, so no row of it can be resolved")
+    base = _load_base(recipes_dir() / "_base" / f"{recipe.head.base}.toml")
+    tree = base.base
+    variant = None
+    if row.use:
+        if row.use not in base.variant:
+            raise RecipeError(
+                f"{recipe.name}, row '{row.label}': use: the base '{recipe.head.base}' has no variant "
+                f"'{row.use}'{closest(row.use, list(base.variant))}"
+            )
+        variant = base.variant[row.use]
+        tree = merge(tree, variant.set)
+    tree = merge(merge(tree, recipe.common), row.set)
+    if context.scale != "paper":
+        tree = merge(tree, base.scale.get(context.scale, {}))
+        if variant is not None:
+            tree = merge(tree, variant.scale.get(context.scale, {}))
+    tree = merge(tree, row.scale.get(context.scale, {}))
+    if context.data is not None:
+        tree = merge(tree, {"data": {"source": {"kind": "coco", "root": context.data}}})
+    return tree
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
+    """`over` laid on `under`. Dotted keys reach into tables; a table of another `kind` replaces."""
+    out = dict(under)
+    for dotted, value in over.items():
+        key, _, rest = dotted.partition(".")
+        if rest:
+            value = {rest: value}
+        below = out.get(key)
+        if isinstance(value, Mapping):
+            replaces = "kind" in value and isinstance(below, Mapping) and below.get("kind") != value["kind"]
+            out[key] = merge(below if isinstance(below, Mapping) and not replaces else {}, value)
+        else:
+            out[key] = value
+    return out
+
+
+def apply_overrides(tree: Tree, overrides: Sequence[str], *, where: str) -> Tree:
+    """A resolved plain tree with `key.path=value` laid over it, in order.
+
+    The key must exist. Setting a `kind` starts that part afresh with its defaults.
+
+    Raises:
+        RecipeError: every override that is no `key=value`, names an unknown key or can't be read.
+    """
+    problems = []
+    for text in overrides:
+        key, eq, raw = text.partition("=")
+        key = key.strip()
+        if not eq or not key:
+            problems.append(f"{where}: '{text}' is no override; write key.path=value")
+            continue
+        known = _known_paths(tree)
+        if key not in known and not key.endswith(".kind"):
+            problems.append(f"{where}: {key}: no such key{_closest_path(key, known)}")
+            continue
+        steps = key.split(".")
+        value = parse_value(raw)
+        if steps[-1] == "kind":
+            steps, value = steps[:-1], {"kind": value}
+        tree = _put(tree, steps, value)
+    if problems:
+        raise RecipeError(problems)
+    return tree
+
+
+def parse_value(raw: str) -> Any:
+    """A value as TOML writes it; a bare word that is no TOML value is a string."""
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw.strip()
+
+
+def changes(under: Experiment, over: Experiment) -> dict[str, tuple[Any, Any]]:
+    """Every key in which two experiments differ, with both values; None where one lacks the key.
+
+    A part of another kind, or one that only one side has, is one difference with the whole part as value.
+    """
+    return dict(_differences(plain(under), plain(over), ""))
+
+
+def slug(label: str) -> str:
+    """A label as a file or a shell likes it: lower case, digits, dashes."""
+    return re.sub(r"[^a-z0-9.]+", "-", label.lower().replace("†", "-dagger")).strip("-")
+
+
+def find_param(name: str, *, recipe: str | None = None) -> list[tuple[Recipe, list[Sweep]]]:
+    """The recipes that sweep a parameter of that name, each with its sweeps of it."""
+    found = []
+    for candidate in [recipe] if recipe else names():
+        loaded = load(candidate)
+        sweeps = [sweep for sweep in loaded.sweeps if sweep.param == name]
+        if sweeps:
+            found.append((loaded, sweeps))
+    return found
+
+
+def read_toml(path: Path) -> Tree:
+    """A TOML file as a plain tree.
+
+    Raises:
+        RecipeError: the file is missing or no TOML, with the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not TOML: {error}") from None
+
+
+@cache
+def _load_base(path: Path) -> BaseText:
+    return read_part(BaseText, read_toml(path), where=f"_base/{path.name}")
+
+
+@cache
+def _load_file(path: Path, name: str) -> Recipe:
+    text = read_part(RecipeText, read_toml(path), where=str(name))
+    rows: dict[str, Row] = {}
+    problems = []
+    for row in text.row:
+        if row.label in rows:
+            problems.append(f"{name}: two rows are called '{row.label}'")
+        rows[row.label] = row
+    for sweep in text.sweep:
+        if not sweep.key and not all(point.set or point.use or point.label in rows for point in sweep.point):
+            problems.append(f"{name}, sweep '{sweep.param}': give a key, or a set or use for every point")
+        for point in sweep.point:
+            if point.label not in rows:
+                rows[point.label] = point_row(sweep, point)
+    for claim in text.claim:
+        problems += [
+            f"{name}, claim '{claim.text}': no row is called '{label}'{closest(label, list(rows))}"
+            for label in claim.rows
+            if label not in rows
+        ]
+        if claim.metric not in text.recipe.metrics:
+            problems.append(f"{name}, claim '{claim.text}': {claim.metric} is no metric of this table")
+    if text.recipe.baseline and text.recipe.baseline not in rows:
+        problems.append(
+            f"{name}: baseline: no row is called '{text.recipe.baseline}'{closest(text.recipe.baseline, list(rows))}"
+        )
+    for row in rows.values():
+        problems += [
+            f"{name}, row '{row.label}': reported: {metric} is no metric of this table"
+            for metric in row.reported
+            if metric not in text.recipe.metrics
+        ]
+    if problems:
+        raise RecipeError(problems)
+    return Recipe(name, path, text.recipe, _paper_order(text.recipe, rows), text.sweep, text.claim, text.set)
+
+
+def point_row(sweep: Sweep, point: Point) -> Row:
+    """The row that one value of a sweep makes."""
+    changed = merge(sweep.set, point.set)
+    if sweep.key and not point.set:
+        changed = merge(changed, {sweep.key: point.value})
+    return Row(
+        label=point.label, use=point.use or sweep.use, set=changed, reported=point.reported,
+        needs=point.needs, note=point.note, source=point.source,
+    )  # fmt: skip
+
+
+def _paper_order(head: Head, rows: dict[str, Row]) -> dict[str, Row]:
+    """Rows in the order in which the paper prints them; rows the paper lacks come last."""
+    order = {label: i for i, label in enumerate(_reported_labels().get((head.paper, head.table), ()))}
+    labels = sorted(rows, key=lambda label: order.get(label, len(order)))
+    return {label: rows[label] for label in labels}
+
+
+@cache
+def _reported_labels() -> dict[tuple[str, str], tuple[str, ...]]:
+    path = recipes_dir() / "reported.toml"
+    tables = read_toml(path)["table"]
+    return {(t["paper"], t["id"]): tuple(row["label"] for row in t["row"]) for t in tables}
+
+
+def _select_one(pattern: str) -> list[tuple[Recipe, list[Row]]]:
+    if pattern.endswith(".toml"):
+        recipe = load(pattern)
+        return [(recipe, list(recipe.rows.values()))]
+    known = names()
+    whole = [name for name in known if fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}/")]
+    if whole:
+        recipes = [load(name) for name in whole]
+        return [(recipe, list(recipe.rows.values())) for recipe in recipes]
+    head, _, tail = pattern.rpartition("/")
+    if ".toml/" in pattern:
+        candidates = [head]
+    else:
+        candidates = [n for n in known if head and fnmatch.fnmatchcase(n, head)]
+    hits, labels = [], []
+    for name in candidates:
+        recipe = load(name)
+        rows = [row for row in recipe.rows.values() if _named(row, tail)]
+        labels += [row.label for row in recipe.rows.values()]
+        if rows:
+            hits.append((recipe, rows))
+    if hits:
+        return hits
+    if labels:
+        raise RecipeError(f"{pattern}: no row of {head} is called '{tail}'{closest(tail, labels)}")
+    raise RecipeError(f"{pattern}: no recipe is called so{closest(pattern, known)} `detbench ls` lists all")
+
+
+def _named(row: Row, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(row.label, pattern) or fnmatch.fnmatchcase(slug(row.label), pattern)
+
+
+def _differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    if isinstance(a, Mapping) and isinstance(b, Mapping) and a.get("kind") == b.get("kind"):
+        for key in [*a, *(k for k in b if k not in a)]:
+            yield from _differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+    elif a != b:
+        yield path, (a, b)
+
+
+def _known_paths(tree: Any, prefix: str = "") -> list[str]:
+    """Every path into a plain tree, tables and lists included."""
+    items: Iterable[tuple[str, Any]] = ()
+    if isinstance(tree, Mapping):
+        items = tree.items()
+    elif isinstance(tree, list):
+        items = ((str(i), v) for i, v in enumerate(tree))
+    out = []
+    for key, value in items:
+        path = f"{prefix}{key}"
+        out += [path, *_known_paths(value, f"{path}.")]
+    return out
+
+
+def _closest_path(key: str, known: list[str]) -> str:
+    parent, _, last = key.rpartition(".")
+    ends = [k for k in known if k.rpartition(".")[2] == last]
+    if ends:
+        return f"; it stands at {', '.join(ends)}"
+    hint = closest(key, known)
+    if "did you mean" in hint:
+        return hint
+    siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
+    return closest(last, siblings) if siblings else closest(key.split(".")[0], [k for k in known if "." not in k])
+
+
+def _put(tree: Any, steps: Sequence[str], value: Any) -> Any:
+    if not steps:
+        return value
+    if isinstance(tree, list):
+        i = int(steps[0])
+        return [*tree[:i], _put(tree[i], steps[1:], value), *tree[i + 1 :]]
+    return {**tree, steps[0]: _put(tree.get(steps[0], {}), steps[1:], value)}
+
+
+def _natural(name: str) -> list[Any]:
+    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]

@@ -1,0 +1,119 @@
+"""What a finished run says: its result, its curve, its raw detections. Read from its folder, never edited."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detbench.errors import StoreError
+
+RESULT, CURVE, REQUEST, DETECTIONS = "result.json", "curve.jsonl", "request.json", "detections.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One finished run. Written once, never edited.
+
+    Attributes:
+        digest: of the experiment (training and test) with its data's fingerprint.
+        training_digest: of the training alone.
+        seed: of the run.
+        scale: the named overlay it was resolved with; never mixed in one table.
+        experiment: the resolved experiment as a plain tree.
+        metrics: AP and its kin in percent, as papers print them; None where nothing could be measured, such as
+            APs without small objects.
+        per_class: class name to its metrics in percent.
+        cost: "params_train_m" and "params_infer_m" in millions of trainable parameters, "gflops_train" and
+            "gflops_infer" in 1e9 multiply-accumulates of one image at the test size.
+        steps: optimiser steps taken.
+        epochs: passes over the training images.
+        seconds: "train" and "test", wall time without start-up.
+        data: "fingerprint", "name", "num_train", "num_val", "num_classes", "drawn" (bool).
+        environment: versions, hardware, threads, device.
+        commit: of detbench's clone, with "-dirty" where files were changed; "" outside a clone.
+        weights_from: "" or the run ("digest/seed") whose training this test used.
+        finished: ISO time, UTC.
+    """
+
+    digest: str
+    training_digest: str
+    seed: int
+    scale: str
+    experiment: dict[str, Any]
+    metrics: dict[str, float | None]
+    per_class: dict[str, dict[str, float | None]]
+    cost: dict[str, float]
+    steps: int
+    epochs: float
+    seconds: dict[str, float]
+    data: dict[str, Any]
+    environment: dict[str, Any]
+    commit: str
+    weights_from: str
+    finished: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a run went: one entry for each logged step and one for each evaluation.
+
+    Attributes:
+        steps: step, epoch, seconds of training so far, lr, and "losses" by name ("o2o.cls"; "total").
+        evaluations: step, epoch, seconds of training so far, and "metrics" in percent.
+    """
+
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+
+def read_result(folder: Path) -> Result:
+    """The result in a finished run's folder.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    path = folder / RESULT
+    try:
+        return Result(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise StoreError(f"{path}: no such file; the run is not finished") from None
+    except (json.JSONDecodeError, TypeError) as error:
+        raise StoreError(
+            f"{path}: damaged ({error}); delete the folder {folder} and run it again"
+        ) from None
+
+
+def read_curve(folder: Path) -> Curve:
+    """The curve in a run's folder so far; empty when it has none yet."""
+    curve = Curve()
+    for entry in _lines(folder / CURVE):
+        (curve.evaluations if "metrics" in entry else curve.steps).append(entry)
+    return curve
+
+
+def read_request(folder: Path) -> dict[str, Any]:
+    """What was asked of a run: experiment, seed, scale, data, overrides, recipe and row.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    path = folder / REQUEST
+    try:
+        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise StoreError(f"{path}: unreadable ({error}); delete the folder {folder} and run it again") from None
+    return tree
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """JSON lines; a last line cut off by a killed process is left out."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
