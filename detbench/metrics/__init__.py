@@ -1,0 +1,1 @@
+"""Box metrics in NumPy: what a set of detections is worth against ground truth."""
