@@ -172,10 +172,30 @@ class Variant:
 
 
 @part
+class Reference:
+    """What a run of a base's default variant took where it was measured; what `plan` goes by at first.
+
+    Attributes:
+        seconds_per_step: of training.
+        seconds_per_test: of one evaluation.
+        memory_mb: peak resident memory of the worker.
+        disk_mb: of a finished run's folder.
+        hardware: where.
+    """
+
+    seconds_per_step: float
+    seconds_per_test: float
+    memory_mb: float
+    disk_mb: float
+    hardware: str
+
+
+@part
 class BaseText:
     """A file under recipes/_base/: the experiment at paper scale, its variants, and its overlay for each scale."""
 
     base: dict[str, Any]
+    estimate: dict[Scale, Reference] = Field(default_factory=dict)
     variant: dict[str, Variant] = Field(default_factory=dict)
     scale: dict[Scale, dict[str, Any]] = Field(default_factory=dict)
 
@@ -300,9 +320,7 @@ def resolve(recipe: Recipe, row: Row, context: Context) -> Experiment:
 
 def layers(recipe: Recipe, row: Row, context: Context) -> Tree:
     """The plain tree of a row before defaults are filled in and overrides applied."""
-    if not recipe.head.base:
-        raise RecipeError(f"{recipe.name}: [recipe] names no base, so no row of it can be resolved")
-    base = _load_base(recipes_dir() / "_base" / f"{recipe.head.base}.toml")
+    base = base_of(recipe)
     tree = base.base
     variant = None
     if row.use:
@@ -322,6 +340,17 @@ def layers(recipe: Recipe, row: Row, context: Context) -> Tree:
     if context.data is not None:
         tree = merge(tree, {"data": {"source": {"kind": "coco", "root": context.data}}})
     return tree
+
+
+def base_of(recipe: Recipe) -> BaseText:
+    """What a recipe's rows start from.
+
+    Raises:
+        RecipeError: the recipe names none, or one that doesn't exist.
+    """
+    if not recipe.head.base:
+        raise RecipeError(f"{recipe.name}: [recipe] names no base, so no row of it can be resolved")
+    return _load_base(recipes_dir() / "_base" / f"{recipe.head.base}.toml")
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:

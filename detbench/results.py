@@ -33,7 +33,7 @@ class Result:
         seconds: "train" and "test", wall time without start-up.
         data: "fingerprint", "name", "num_train", "num_val", "num_classes", "drawn" (bool).
         environment: versions, hardware, threads, device.
-        commit: of detbench's clone, with "-dirty" where files were changed; "" outside a clone.
+        commit: of detbench's clone; "" outside one. `environment["code"]` tells changed files too.
         weights_from: "" or the run ("digest/seed") whose training this test used.
         finished: ISO time, UTC.
     """

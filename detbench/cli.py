@@ -1,0 +1,403 @@
+"""The command line. A command parses, makes one call into the library, and prints.
+
+Data goes to stdout, progress and messages to stderr. Imports of detbench stand inside the commands, so that
+`--help` needs neither torch nor anything else that is slow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+
+import typer
+
+from detbench import __version__
+from detbench.errors import BatchFailed, BudgetRefused, DetbenchError, Interrupted, RunFailed
+
+if TYPE_CHECKING:
+    from detbench.recipes import Context, Recipe, Row
+    from detbench.runs import Cell, Outcome
+    from detbench.store import Store
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="detbench",
+    help="An experiment bench for object detection: recipes, ablations and honest tables for five papers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Draw, check and inspect data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+class Scale(StrEnum):
+    """The named overlays."""
+
+    smoke = "smoke"
+    cpu = "cpu"
+    gpu = "gpu"
+    paper = "paper"
+
+
+class Format(StrEnum):
+    """What a table can be printed as."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+    latex = "latex"
+
+
+Patterns = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE... [KEY=VALUE]...",
+        help="Recipes or rows, globs allowed (date/table5, 'date/*', 'date/table5/DATE-F*', my/own.toml); "
+        "key.path=value overrides settings.",
+    ),
+]
+OptionalPatterns = Annotated[
+    list[str] | None, typer.Argument(metavar="[RECIPE...] [KEY=VALUE]...", help="As for `run`; everything by default.")
+]
+ScaleOption = Annotated[Scale, typer.Option(help="smoke, cpu (the default), gpu or paper.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="A folder of your own COCO-format data, instead of the scale's own.")
+]
+StoreOption = Annotated[
+    Path, typer.Option("--runs", envvar="DETBENCH_RUNS", help="The folder that runs are kept in.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SeedsOption = Annotated[int, typer.Option(min=1, help="Runs of each row, with seeds 0, 1, ...")]
+JobsOption = Annotated[int, typer.Option(min=1, help="Runs side by side; the free cores are divided among them.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads of each run; by default the free cores / jobs.")]
+WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that load images, for each run.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Run again what is finished, from the start.")]
+BudgetOption = Annotated[
+    float | None, typer.Option(help="Refuse (exit 5) when the estimate exceeds so many minutes of one core.")
+]
+DEFAULT_RUNS = Path("runs")
+
+
+def main() -> None:
+    """Runs the command line; turns every DetbenchError into one message and its exit code."""
+    try:
+        app()
+    except DetbenchError as error:
+        if "--json" in sys.argv:
+            print(json.dumps({"error": {"kind": type(error).__name__, "message": str(error)}}, indent=1))
+        _say(str(error))
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"detbench {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def ls(
+    patterns: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE...]", help="Names or globs; all by default.")] = None,
+    rows: Annotated[bool, typer.Option("--rows", help="List every row.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List recipes, what runs in them and what is still needed."""
+    from detbench import listing, recipes
+
+    chosen = recipes.select(patterns or ["*"])
+    if as_json:
+        _print_json([listing.as_tree(recipe, some) for recipe, some in chosen])
+    else:
+        listing.show(chosen, rows=rows or bool(patterns))
+
+
+@app.command()
+def show(
+    patterns: Patterns, scale: ScaleOption = Scale.cpu, data: DataOption = None, as_json: JsonOption = False
+) -> None:
+    """Show the resolved experiment of rows, and what each changes from its table's baseline."""
+    from detbench import listing, recipes
+
+    chosen, context = _parse(patterns, scale, data)
+    if as_json:
+        _print_json([listing.resolved_tree(r, row, context) for r, some in chosen for row in some])
+        return
+    for recipe, some in chosen:
+        for row in some:
+            listing.show_row(recipe, row, context, whole=len(some) == 1)
+    del recipes
+
+
+@app.command()
+def validate(
+    patterns: OptionalPatterns = None,
+    scale: Annotated[Scale | None, typer.Option(help="One scale; all by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Resolve every row of recipes at every scale; list all mistakes at once."""
+    from detbench import listing
+    from detbench.recipes import SCALES, select
+
+    report = listing.validate(select(patterns or ["*"]), [scale.value] if scale else list(SCALES))
+    if as_json:
+        _print_json(report)
+    else:
+        print(
+            f"{report['recipes']} recipes, {report['rows']} rows: {report['runnable']} run at every scale, "
+            f"{report['quoted']} are quoted, {report['waiting']} need parts that don't exist yet"
+        )
+
+
+@app.command()
+def plan(
+    patterns: Patterns,
+    scale: ScaleOption = Scale.cpu,
+    data: DataOption = None,
+    seeds: SeedsOption = 1,
+    runs: StoreOption = DEFAULT_RUNS,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what `run` would do: what is cached, what would train, for how long, in how much memory and disk."""
+    from detbench import listing
+    from detbench.runs import plan as make_plan
+
+    chosen, context = _parse(patterns, scale, data)
+    cells = make_plan(chosen, context, seeds=range(seeds), store=_store(runs))
+    tree = listing.plan_tree(cells, chosen, _store(runs))
+    if as_json:
+        _print_json(tree)
+    else:
+        listing.show_plan(tree)
+
+
+@app.command()
+def run(
+    patterns: Patterns,
+    scale: ScaleOption = Scale.cpu,
+    data: DataOption = None,
+    seeds: SeedsOption = 1,
+    jobs: JobsOption = 1,
+    threads: ThreadsOption = None,
+    workers: WorkersOption = 0,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+    budget: BudgetOption = None,
+    runs: StoreOption = DEFAULT_RUNS,
+    as_json: JsonOption = False,
+) -> None:
+    """Train and test what is missing, then print the table."""
+    chosen, context = _parse(patterns, scale, data)
+    _run(
+        chosen, context, store=_store(runs), seeds=seeds, jobs=jobs, threads=threads, workers=workers, device=device,
+        force=force, budget=budget, as_json=as_json,
+    )  # fmt: skip
+
+
+@app.command()
+def ablate(
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of every run.")] = None,
+    param: Annotated[list[str] | None, typer.Option(help="The paper's name of a parameter, or a key path. Several make a grid.")] = None,
+    values: Annotated[list[str] | None, typer.Option(help="Values between commas; the paper's own by default.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Where the name stands in several recipes, or for key paths.")] = None,
+    row: Annotated[str | None, typer.Option(help="The row a key path starts from; the baseline by default.")] = None,
+    scale: ScaleOption = Scale.cpu,
+    data: DataOption = None,
+    seeds: SeedsOption = 1,
+    jobs: JobsOption = 1,
+    threads: ThreadsOption = None,
+    workers: WorkersOption = 0,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+    budget: BudgetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
+    runs: StoreOption = DEFAULT_RUNS,
+    as_json: JsonOption = False,
+) -> None:
+    """Run one parameter over several values, and print the table and its sweep."""
+    from detbench import ablation, listing
+    from detbench.runs import plan as make_plan
+
+    store = _store(runs)
+    path = ablation.make(param or [], values=values or [], recipe=recipe, row=row, folder=store.ablations)
+    chosen, context = _parse([str(path), *(overrides or [])], scale, data)
+    if dry_run:
+        tree = listing.plan_tree(make_plan(chosen, context, seeds=range(seeds), store=store), chosen, store)
+        _print_json(tree) if as_json else listing.show_plan(tree)
+        return
+    _say(f"ablation written to {path}; `detbench report {path}` reports it again")
+    _run(
+        chosen, context, store=store, seeds=seeds, jobs=jobs, threads=threads, workers=workers, device=device,
+        force=force, budget=budget, as_json=as_json,
+    )  # fmt: skip
+
+
+@app.command()
+def report(
+    patterns: OptionalPatterns = None,
+    scale: Annotated[Scale | None, typer.Option(help="Only this scale.")] = None,
+    format: Annotated[Format, typer.Option("--format", help="Of what is printed.")] = Format.terminal,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write page, tables and plots into this folder.")
+    ] = None,
+    runs: StoreOption = DEFAULT_RUNS,
+    as_json: JsonOption = False,
+) -> None:
+    """Print tables of what was run, measured beside reported; with -o write the page, tables and plots."""
+    from detbench.report import collect, render, write_site
+
+    collected = collect(_store(runs), patterns or None, scale=scale.value if scale else None)
+    if not collected:
+        _say(f"{runs}: no finished run to report; `detbench run quickstart` makes some")
+    if output is not None:
+        page = write_site(collected, output)
+        _say(f"report written to {page}")
+    else:
+        print(render(collected, "json" if as_json else format.value), end="")
+
+
+@app.command("runs")
+def list_runs(runs: StoreOption = DEFAULT_RUNS, as_json: JsonOption = False) -> None:
+    """List the runs there are: finished, running, resumable, failed."""
+    from detbench import listing
+
+    tree = listing.runs_tree(_store(runs))
+    if as_json:
+        _print_json(tree)
+    else:
+        listing.show_runs(tree)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Check this machine: versions, threads, devices, and the traps that slow training down."""
+    from detbench import listing
+    from detbench.engine.doctor import examine
+
+    tree = examine()
+    if as_json:
+        _print_json(tree)
+    else:
+        listing.show_pairs(tree)
+
+
+@data_app.command()
+def make(
+    folder: Annotated[Path, typer.Argument(help="A folder that doesn't exist yet.")],
+    preset: Annotated[str, typer.Option(help="shapes or crowd.")] = "shapes",
+    size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 128,
+    train: Annotated[int, typer.Option(min=1, help="Training images.")] = 3000,
+    val: Annotated[int, typer.Option(min=1, help="Validation images.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 0,
+) -> None:
+    """Draw a data set and write it in COCO form."""
+    from detbench.data.drawn import write
+    from detbench.parts.data import Drawn
+    from detbench.parts.part import read_part
+
+    tree = {"preset": preset, "size": size, "num_train": train, "num_val": val, "seed": seed}
+    write(read_part(Drawn, tree, where="data make"), folder)
+    _say(f"{train} training and {val} validation images written to {folder}")
+
+
+@data_app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A folder of COCO-format data.")], as_json: JsonOption = False
+) -> None:
+    """List everything that is wrong or odd about a data set; exit 2 if it can't be used."""
+    from detbench import listing
+    from detbench.data.check import check as examine
+
+    listing.show_check(examine(folder), folder, as_json=as_json)
+
+
+def _parse(patterns: Sequence[str], scale: Scale, data: Path | None) -> tuple[list[tuple[Recipe, list[Row]]], Context]:
+    """Positional arguments as recipes and overrides: what has a `=` before any `/` is an override."""
+    from detbench.errors import RecipeError
+    from detbench.recipes import Context, select
+
+    overrides = [text for text in patterns if "=" in text.partition("/")[0]]
+    names = [text for text in patterns if text not in overrides]
+    if not names:
+        raise RecipeError("name at least one recipe; `detbench ls` lists them")
+    context = Context(scale.value, None if data is None else str(data), tuple(overrides))
+    return select(names), context
+
+
+def _run(
+    chosen: list[tuple[Recipe, list[Row]]], context: Context, *, store: Store, seeds: int, jobs: int,
+    threads: int | None, workers: int, device: str, force: bool, budget: float | None, as_json: bool,
+) -> None:  # fmt: skip
+    from detbench import listing
+    from detbench.live import watching
+    from detbench.report import collect, render
+    from detbench.runs import execute
+    from detbench.runs import plan as make_plan
+
+    cells = make_plan(chosen, context, seeds=range(seeds), store=store)
+    for recipe, rows in chosen:
+        _mention_waiting(recipe, rows)
+    if budget is not None:
+        _hold_to_budget(listing.plan_tree(cells, chosen, store), budget)
+    outcomes: list[Outcome] = []
+    try:
+        with watching(cells) as watch:
+            outcomes = execute(
+                cells, store=store, jobs=jobs, threads=threads, workers=workers, device=device, force=force,
+                watch=watch,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped; finished runs and checkpoints are kept. The same command goes on where it stopped"
+        ) from None
+    tables = collect(store, [recipe.name if recipe.path.is_relative_to(recipes_dir()) else str(recipe.path) for recipe, _ in chosen], context=context)
+    print(render(tables, "json" if as_json else "terminal"), end="")
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if failed:
+        lines = [f"{outcome.cell.label}, seed {outcome.cell.seed}: {outcome.message}" for outcome in failed]
+        kind = RunFailed if len(outcomes) == len(failed) else BatchFailed
+        raise kind(f"{len(failed)} of {len(outcomes)} runs failed:\n" + "\n".join(lines))
+
+
+def _mention_waiting(recipe: Recipe, rows: Sequence[Row]) -> None:
+    for row in rows:
+        if recipe.needs(row):
+            _say(f"{recipe.name}, row '{row.label}': passed over, needs: {', '.join(recipe.needs(row))}")
+
+
+def _hold_to_budget(tree: dict[str, Any], budget: float) -> None:
+    minutes = tree["total"]["minutes"]
+    if minutes is None:
+        raise BudgetRefused("the time can't be estimated, so it can't be held to a budget; leave --budget out")
+    if minutes > budget:
+        raise BudgetRefused(f"about {minutes:.0f} minutes of one core, over the budget of {budget:g}; nothing started")
+
+
+def _store(root: Path) -> Store:
+    from detbench.store import Store
+
+    return Store(root)
+
+
+def _print_json(tree: Any) -> None:
+    print(json.dumps(tree, indent=1, ensure_ascii=False))
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)

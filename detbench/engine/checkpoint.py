@@ -1,0 +1,80 @@
+"""The whole state of a training run on disk: written atomically, the previous one kept until the new one is whole."""
+
+from __future__ import annotations
+
+import os
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from detbench.errors import StoreError
+from detbench.store import CHECKPOINT, PREVIOUS
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Writes a checkpoint beside the last one, then puts it in its place. Adds all random states."""
+    temporary = folder / f".{CHECKPOINT}.part"
+    with temporary.open("wb") as file:
+        torch.save(state | {"random": _random_states()}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    current = folder / CHECKPOINT
+    if current.is_file():
+        current.replace(folder / PREVIOUS)
+    temporary.replace(current)
+
+
+def load(folder: Path) -> dict[str, Any] | None:
+    """The newest whole checkpoint, its random states restored; None where there is none.
+
+    Raises:
+        StoreError: there are checkpoints, and none can be read.
+    """
+    errors = []
+    for name in (CHECKPOINT, PREVIOUS):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+            errors.append(f"{path}: {error}")
+            continue
+        _restore_random_states(state.pop("random"))
+        return state
+    if errors:
+        raise StoreError(f"no checkpoint can be read; start afresh with --force\n" + "\n".join(errors))
+    return None
+
+
+def _random_states() -> dict[str, Any]:
+    version, keys, gauss = random.getstate()
+    name, numbers, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 - the global state
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": (version, list(keys), gauss),
+        "numpy": (name, torch.from_numpy(np.asarray(numbers).astype(np.int64)), position, has_gauss, cached),
+    }
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    version, keys, gauss = states["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, numbers, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, numbers.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+
+
+def saved_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint, without restoring anything; None where there is none."""
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        return None
+    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"])

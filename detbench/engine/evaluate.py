@@ -1,0 +1,124 @@
+"""A trained model on validation images: raw detections, and the numbers they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from detbench.core.types import Detections
+from detbench.data.batch import Batch, to_network
+from detbench.data.coco import Annotations
+from detbench.data.dataset import OpenData
+from detbench.data.loader import test_batches
+from detbench.engine.train import autocast
+from detbench.errors import StoreError
+from detbench.metrics.coco import METRIC_NAMES, CocoResult, DetectionTable, GroundTruth, evaluate
+from detbench.metrics.pycoco import evaluate as evaluate_with_pycocotools
+from detbench.parts.experiment import Experiment
+from detbench.parts.test import CocoMetrics
+
+PER_CLASS = METRIC_NAMES[:6]
+
+
+def detect(
+    model: nn.Module, experiment: Experiment, data: OpenData, *, device: torch.device, workers: int
+) -> DetectionTable:
+    """Every detection on the validation images, in pixels of the images as annotated.
+
+    Args:
+        model: the detector; left in evaluation mode.
+        experiment: says which branch predicts and what is kept of it.
+    """
+    test = experiment.test
+    model.eval()
+    columns: list[tuple[NDArray[Any], ...]] = []
+    with torch.inference_mode():
+        for batch in test_batches(data.val, experiment.data, batch=test.batch, workers=workers):
+            images = to_network(batch, experiment.data.pixels, device)
+            with autocast(device, experiment.training.precision):
+                predictions = model(images, branches=(test.branch,))[test.branch]
+            columns += _as_columns(batch, test.postprocess(predictions, batch.sizes))
+    image, label, boxes, scores = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return DetectionTable(image=image, label=label, boxes_xywh=boxes, scores=scores)
+
+
+def measure(table: DetectionTable, annotations: Annotations, metrics: CocoMetrics) -> CocoResult:
+    """COCO's box metrics of a table of detections."""
+    truth = ground_truth(annotations, metrics)
+    run = evaluate if metrics.backend == "detbench" else evaluate_with_pycocotools
+    return run(truth, table)
+
+
+def ground_truth(annotations: Annotations, metrics: CocoMetrics) -> GroundTruth:
+    """The annotated objects as the metrics want them."""
+    factor = None
+    if metrics.size_limits == "relative":
+        factor = 640.0 * 480.0 / (annotations.widths * annotations.heights.astype(np.float64))
+    return GroundTruth(
+        image=annotations.image_idx, label=annotations.labels, boxes_xywh=annotations.boxes, area=annotations.areas,
+        iscrowd=annotations.iscrowd, num_images=annotations.num_images,
+        num_classes=len(annotations.category_names), image_area_factor=factor,
+    )  # fmt: skip
+
+
+def percent(result: CocoResult) -> dict[str, float | None]:
+    """The twelve numbers in percent; None for what no object allows to measure."""
+    return {name: _percent(result.summary[name]) for name in METRIC_NAMES}
+
+
+def percent_per_class(result: CocoResult, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """AP and its kin of each class in percent."""
+    return {
+        name: {metric: _percent(result.per_class[metric][i]) for metric in PER_CLASS} for i, name in enumerate(names)
+    }
+
+
+def write_detections(path: Path, table: DetectionTable) -> None:
+    """The raw detections, exactly as they were measured."""
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
+        np.savez_compressed(
+            file, image=table.image, label=table.label, boxes_xywh=table.boxes_xywh, scores=table.scores
+        )
+    temporary.replace(path)
+
+
+def read_detections(path: Path) -> DetectionTable:
+    """The raw detections of a finished run.
+
+    Raises:
+        StoreError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path) as arrays:
+            return DetectionTable(**{name: arrays[name] for name in ("image", "label", "boxes_xywh", "scores")})
+    except (OSError, KeyError, ValueError) as error:
+        raise StoreError(f"{path}: can't be read ({error})") from None
+
+
+def _as_columns(batch: Batch, found: list[Detections]) -> list[tuple[NDArray[Any], ...]]:
+    columns = []
+    for i, detections in enumerate(found):
+        (height, width), (original_height, original_width) = batch.sizes[i], batch.original_sizes[i]
+        scale = np.array([original_width / width, original_height / height] * 2)
+        boxes = detections.boxes.double().cpu().numpy() * scale
+        boxes[:, 2:] -= boxes[:, :2]
+        columns.append(
+            (
+                np.full(len(boxes), batch.image_index[i], dtype=np.int64),
+                detections.labels.cpu().numpy(),
+                boxes,
+                detections.scores.double().cpu().numpy(),
+            )
+        )
+    return columns
+
+
+def _percent(value: float) -> float | None:
+    return None if value < 0 else float(value) * 100

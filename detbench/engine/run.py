@@ -1,0 +1,155 @@
+"""One run from request to result: open the data, train or borrow weights, test, write everything down."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from detbench.core.cost import count
+from detbench.core.detectors.dense import DenseDetector
+from detbench.data.dataset import OpenData, open_data
+from detbench.engine import machine
+from detbench.engine.evaluate import detect, measure, percent, percent_per_class, write_detections
+from detbench.engine.train import Trainer
+from detbench.errors import DataError
+from detbench.parts.data import Drawn
+from detbench.parts.experiment import Experiment
+from detbench.parts.part import plain
+from detbench.results import DETECTIONS, RESULT, Result
+from detbench.store import ENVIRONMENT, WEIGHTS, write_json
+
+
+def run_experiment(
+    experiment: Experiment,
+    *,
+    seed: int,
+    fingerprint: str,
+    scale: str,
+    folder: Path,
+    cache: Path,
+    weights_from: Path | None = None,
+    device: str = "auto",
+    threads: int = 1,
+    workers: int = 0,
+    checkpoint_seconds: float = 60.0,
+) -> Result:
+    """Trains, tests and writes down one run; takes up a checkpoint that lies in its folder.
+
+    Args:
+        experiment: what to run.
+        seed: of weights, order and augmentation.
+        fingerprint: of the data as it was planned with; other data is refused.
+        scale: name of the overlay the experiment was resolved with, for the record.
+        folder: the run's own, held by the caller.
+        cache: for drawn data and annotation indices.
+        weights_from: a finished run with the same training, whose weights are tested instead of training anew.
+
+    Raises:
+        DataError: the data changed since it was planned with, or can't be read.
+        NonFiniteLoss: training broke down.
+        Interrupted: the user stopped it.
+    """
+    chosen = machine.prepare(threads=threads, device=device)
+    data = open_data(experiment.data, cache)
+    if data.fingerprint != fingerprint:
+        raise DataError(
+            f"{data.root}: the data has changed since this run was planned (fingerprint {data.fingerprint}, "
+            f"planned with {fingerprint}); run the command again"
+        )
+    environment = machine.describe(chosen, threads=threads)
+    write_json(folder / ENVIRONMENT, environment)
+
+    def test(model: nn.Module) -> dict[str, float | None]:
+        table = detect(model, experiment, data, device=chosen, workers=workers)
+        return percent(measure(table, data.val.annotations, experiment.test.metrics))
+
+    trainer = Trainer(
+        experiment, seed=seed, data=data, folder=folder, device=chosen, workers=workers,
+        checkpoint_seconds=checkpoint_seconds, evaluate=test,
+    )  # fmt: skip
+    if weights_from is None:
+        trainer.run()
+        model = trainer.tested_model
+    else:
+        model = trainer.tested_model
+        model.load_state_dict(load_file(weights_from / WEIGHTS, device=str(chosen)))
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+
+    started = time.perf_counter()
+    table = detect(model, experiment, data, device=chosen, workers=workers)
+    measured = measure(table, data.val.annotations, experiment.test.metrics)
+    test_seconds = time.perf_counter() - started
+    write_detections(folder / DETECTIONS, table)
+    result = Result(
+        digest=experiment.digest(fingerprint),
+        training_digest=experiment.training_digest(fingerprint),
+        seed=seed,
+        scale=scale,
+        experiment=plain(experiment),
+        metrics=percent(measured),
+        per_class=percent_per_class(measured, data.class_names),
+        cost=_cost(experiment, trainer.model),
+        steps=trainer.total,
+        epochs=trainer.total * experiment.training.batch / len(data.train),
+        seconds={"train": trainer.seconds, "test": test_seconds},
+        data=_describe_data(experiment, data),
+        environment=environment,
+        commit=_commit(),
+        weights_from="" if weights_from is None else f"{weights_from.parent.name}/{weights_from.name}",
+        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    write_json(folder / RESULT, plain(result))
+    return result
+
+
+def _cost(experiment: Experiment, detector: DenseDetector) -> dict[str, float]:
+    """Parameters and multiply-accumulates, in training (all branches) and at inference (the tested one).
+
+    Counted at the test transform's short side by 1.6 times that (800 x 1280 in the paper), square for drawn images.
+    """
+    height = experiment.data.test.short
+    width = height if isinstance(experiment.data.source, Drawn) else height * 8 // 5
+    trained = count(detector, height=height, width=width, branches=tuple(experiment.branches))
+    tested = count(detector, height=height, width=width, branches=(experiment.test.branch,))
+    return {
+        "params_train_m": trained.parameters / 1e6,
+        "params_infer_m": tested.parameters / 1e6,
+        "gflops_train": trained.macs / 1e9,
+        "gflops_infer": tested.macs / 1e9,
+        "height": height,
+        "width": width,
+    }
+
+
+def _describe_data(experiment: Experiment, data: OpenData) -> dict[str, Any]:
+    source = experiment.data.source
+    return {
+        "fingerprint": data.fingerprint,
+        "name": f"drawn {source.preset}" if isinstance(source, Drawn) else data.root.name,
+        "drawn": isinstance(source, Drawn),
+        "num_train": len(data.train),
+        "num_val": len(data.val),
+        "num_classes": data.num_classes,
+    }
+
+
+def _commit() -> str:
+    """The commit that the clone's HEAD names; "" outside a clone. Read from git's own files: git may be missing."""
+    git = Path(__file__).resolve().parent.parent.parent / ".git"
+    head = git / "HEAD"
+    if not head.is_file():
+        return ""
+    name = head.read_text(encoding="utf-8").strip()
+    if not name.startswith("ref: "):
+        return name[:12]
+    name = name.removeprefix("ref: ")
+    if (git / name).is_file():
+        return (git / name).read_text(encoding="utf-8").strip()[:12]
+    packed = git / "packed-refs"
+    lines = packed.read_text(encoding="utf-8").splitlines() if packed.is_file() else []
+    return next((line.split()[0][:12] for line in lines if line.endswith(f" {name}")), "")

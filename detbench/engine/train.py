@@ -1,0 +1,272 @@
+"""The training loop: batches in, weights out, resumable at any step to the last bit."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from detbench.core.supervise import supervise
+from detbench.core.types import Targets
+from detbench.data.batch import Batch, to_network
+from detbench.data.dataset import OpenData
+from detbench.data.loader import train_batches
+from detbench.engine import checkpoint
+from detbench.engine.optim import build_optimizer, lr_factor, set_lr, total_steps
+from detbench.errors import Interrupted, NonFiniteLoss
+from detbench.parts.experiment import Experiment
+from detbench.results import CURVE
+from detbench.store import cut_curve
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_LOG_POINTS = 400  # loss entries of a whole run: enough for a smooth curve, cheap to draw
+
+
+class Trainer:
+    """One training from its first step, or its last checkpoint, to its end.
+
+    Args:
+        experiment: what to train.
+        seed: of weights, order and augmentation.
+        data: the opened data.
+        folder: the run's folder; checkpoints and the curve are written there.
+        device: where to train.
+        workers: processes that load images.
+        checkpoint_seconds: training time between checkpoints; 0 writes one after every step.
+        evaluate: called with the model to test at each evaluation; gives metrics in percent.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        *,
+        seed: int,
+        data: OpenData,
+        folder: Path,
+        device: torch.device,
+        workers: int,
+        checkpoint_seconds: float,
+        evaluate: Callable[[nn.Module], dict[str, float | None]],
+    ) -> None:
+        self.experiment, self.seed, self.data, self.folder = experiment, seed, data, folder
+        self.device, self.workers, self.checkpoint_seconds = device, workers, checkpoint_seconds
+        self.evaluate = evaluate
+        training = experiment.training
+
+        torch.manual_seed(seed)
+        model = experiment.detector.build(branches=experiment.branches, num_classes=data.num_classes)
+        self.model = model.to(device=device, memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(experiment.optim, self.model)
+        self.average = _moving_average(self.model, training.ema)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
+        self.forward: Callable[..., Any] = torch.compile(self.model) if training.compile else self.model
+
+        self.total = total_steps(experiment.schedule, num_images=len(data.train), batch=training.batch)
+        self.step = 0
+        self.seconds = 0.0
+        self.pending: dict[str, float] = {}  # sums of losses since the last entry in the curve
+        self.pending_steps = 0
+        self._resume()
+
+    @property
+    def tested_model(self) -> nn.Module:
+        """The weights that are evaluated: the moving average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def run(self) -> None:
+        """Trains to the end of the schedule.
+
+        Raises:
+            NonFiniteLoss: a loss or gradient became NaN or infinite; the last good checkpoint stays.
+            Interrupted: SIGINT or SIGTERM; a checkpoint was written.
+        """
+        training = self.experiment.training
+        milestones = evaluation_steps(self.total, training.evaluations)
+        log_every = max(1, self.total // _LOG_POINTS)
+        batches = train_batches(
+            self.data.train, self.experiment.data, seed=self.seed, batch=training.batch,
+            steps_from=self.step, workers=self.workers,
+        )  # fmt: skip
+        last_save = self.seconds
+        self.model.train()
+        with _stop_signals() as stop_asked, contextlib.closing(batches):
+            while self.step < self.total:
+                started = time.perf_counter()
+                losses = self._step(next(batches))
+                self.seconds += time.perf_counter() - started
+                for name, value in losses.items():
+                    self.pending[name] = self.pending.get(name, 0.0) + value
+                self.pending_steps += 1
+                if self.step % log_every == 0 or self.step == self.total:
+                    self._log_losses()
+                if self.step in milestones:
+                    self._log({"metrics": self.evaluate(self.tested_model)})
+                    self.model.train()
+                stopping = stop_asked()
+                due = self.seconds - last_save >= self.checkpoint_seconds
+                if due or stopping or self.step == self.total:
+                    self._save()
+                    last_save = self.seconds
+                if stopping and self.step < self.total:
+                    raise Interrupted(f"{self.folder}: stopped after step {self.step} of {self.total}, state saved")
+
+    def _step(self, batch: Batch) -> dict[str, float]:
+        """One optimiser step on one global batch, and what each loss was."""
+        training = self.experiment.training
+        factor = lr_factor(self.experiment.schedule, step=self.step, total=self.total)
+        set_lr(self.optimizer, factor)
+        logged: dict[str, float] = {}
+        for part in _split(batch, training.accumulate):
+            losses = self._losses(part)
+            total = torch.stack(list(losses.values())).sum() / training.accumulate
+            for name, loss in (losses | {"total": total * training.accumulate}).items():
+                logged[name] = logged.get(name, 0.0) + loss.item() / training.accumulate
+            self._refuse_non_finite(logged, part)
+            self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.experiment.optim.clip_norm or math.inf)
+        if not self.scaler.is_enabled():  # a scaled gradient may overflow: the scaler then skips the step
+            self._refuse_non_finite({"gradient norm": norm.item()} | logged, batch)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.step += 1
+        return logged
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        images = to_network(batch, self.experiment.data.pixels, self.device)
+        targets = batch.targets.to(self.device)
+        with autocast(self.device, self.experiment.training.precision):
+            outputs = self.forward(images)
+        losses = {}
+        for name, branch in self.experiment.branches.items():
+            for loss, value in supervise(branch, outputs[name], targets).items():
+                losses[f"{name}.{loss}"] = value
+        return losses
+
+    def _refuse_non_finite(self, losses: dict[str, float], batch: Batch) -> None:
+        if all(math.isfinite(value) for value in losses.values()):
+            return
+        values = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+        images = ", ".join(batch.names)
+        saved = checkpoint.saved_step(self.folder)
+        kept = f"the checkpoint of step {saved} is kept" if saved is not None else "no checkpoint was written yet"
+        raise NonFiniteLoss(
+            f"step {self.step} of {self.total}: a loss is not finite ({values}) on the images {images}; {kept}. "
+            "A lower optim.lr, a longer schedule.warmup_steps or optim.clip_norm may help"
+        )
+
+    def _log_losses(self) -> None:
+        mean = {name: total / self.pending_steps for name, total in self.pending.items()}
+        self._log({"lr": self.optimizer.param_groups[-1]["lr"], "losses": mean})
+        self.pending, self.pending_steps = {}, 0
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        epoch = self.step * self.experiment.training.batch / len(self.data.train)
+        head = {"step": self.step, "of": self.total, "epoch": round(epoch, 4), "seconds": round(self.seconds, 3)}
+        with (self.folder / CURVE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(head | entry) + "\n")
+
+    def _save(self) -> None:
+        checkpoint.save(
+            self.folder,
+            {
+                "step": self.step,
+                "seconds": self.seconds,
+                "pending": self.pending,
+                "pending_steps": self.pending_steps,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            },
+        )
+
+    def _resume(self) -> None:
+        state = checkpoint.load(self.folder)
+        cut_curve(self.folder, after_step=0 if state is None else state["step"])
+        if state is None:
+            return
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.pending, self.pending_steps = state["pending"], state["pending_steps"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision for "bf16" and "fp16", nothing for "fp32"."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=_DTYPES[precision])
+
+
+def evaluation_steps(total: int, evaluations: int) -> set[int]:
+    """The steps after which a model is evaluated: evenly spread, the last step among them."""
+    return {max(1, round(total * (i + 1) / evaluations)) for i in range(evaluations)}
+
+
+def _split(batch: Batch, parts: int) -> list[Batch]:
+    """A batch as `parts` equal ones, padded as the whole."""
+    if parts == 1:
+        return [batch]
+    size = len(batch.names) // parts
+    bounds = [0, *itertools.accumulate(batch.targets.counts)]
+    out = []
+    for i in range(0, len(batch.names), size):
+        images = slice(i, i + size)
+        objects = slice(bounds[i], bounds[i + size])
+        targets = batch.targets
+        out.append(
+            Batch(
+                images=batch.images[images],
+                targets=Targets(
+                    targets.labels[objects], targets.boxes[objects], targets.image_idx[objects] - i,
+                    targets.counts[images], targets.sizes[images],
+                ),
+                sizes=batch.sizes[images],
+                original_sizes=batch.original_sizes[images],
+                image_index=batch.image_index[images],
+                names=batch.names[images],
+            )
+        )  # fmt: skip
+    return out
+
+
+def _moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    if decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turns SIGINT and SIGTERM into a question that the loop asks between steps."""
+    asked = False
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,296 @@
+"""What `ls`, `show`, `validate`, `plan`, `runs` and `data check` print, and the same as plain trees for --json."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from detbench.data.check import Report
+from detbench.errors import DataError, RecipeError
+from detbench.parts.part import flatten, plain
+from detbench.recipes import Context, Recipe, Row, changes, resolve, slug
+from detbench.results import read_request, read_result
+from detbench.runs import Cell, estimate, progress
+from detbench.store import Store, state_of
+
+Chosen = Sequence[tuple[Recipe, Sequence[Row]]]
+
+
+def as_tree(recipe: Recipe, rows: Sequence[Row]) -> dict[str, Any]:
+    """A recipe and some of its rows for `ls --json`."""
+    return {
+        "name": recipe.name,
+        "paper": recipe.head.paper,
+        "table": recipe.head.table,
+        "kind": recipe.head.kind,
+        "title": recipe.head.title,
+        "metrics": list(recipe.head.metrics),
+        "params": sorted({sweep.param for sweep in recipe.sweeps}),
+        "rows": [
+            {
+                "label": row.label,
+                "slug": slug(row.label),
+                "state": _row_state(recipe, row),
+                "needs": list(recipe.needs(row)),
+                "reported": dict(row.reported),
+            }
+            for row in rows
+        ],
+    }
+
+
+def show(chosen: Chosen, *, rows: bool) -> None:
+    """The list of recipes; with `rows`, each row on a line of its own."""
+    table = _table("recipe", "rows", "runs", "what it is", "state")
+    for recipe, some in chosen:
+        runnable = [row for row in some if _row_state(recipe, row) == "runs"]
+        table.add_row(
+            f"[bold]{recipe.name}[/]", str(len(some)), str(len(runnable)), recipe.head.title, _recipe_state(recipe, some)
+        )
+        if rows:
+            for row in some:
+                table.add_row(f"  {slug(row.label)}", "", "", row.label, _describe(recipe, row))
+    _print(table)
+
+
+def resolved_tree(recipe: Recipe, row: Row, context: Context) -> dict[str, Any]:
+    """A resolved row for `show --json`."""
+    experiment = resolve(recipe, row, context)
+    return {
+        "recipe": recipe.name,
+        "row": row.label,
+        "scale": context.scale,
+        "experiment": plain(experiment),
+        "changes": {key: list(pair) for key, pair in _from_baseline(recipe, row, context).items()},
+    }
+
+
+def show_row(recipe: Recipe, row: Row, context: Context, *, whole: bool) -> None:
+    """A row's settings as override-ready lines (where `whole`), and what it changes from the baseline."""
+    print(f"# {recipe.name}, row '{row.label}', scale {context.scale}")
+    missing = recipe.needs(row)
+    if row.quoted:
+        print("# quoted from the paper, never run")
+        return
+    if missing:
+        print(f"# can't run yet, needs: {', '.join(missing)}")
+        return
+    if whole:
+        for key, value in flatten(plain(resolve(recipe, row, context))).items():
+            print(f"{key} = {_toml(value)}")
+    if recipe.head.baseline:
+        print(f"# changes from '{recipe.head.baseline}':")
+        differing = _from_baseline(recipe, row, context)
+        for key, (before, after) in differing.items():
+            print(f"#   {key}: {_short(before)} -> {_short(after)}")
+        if not differing:
+            print("#   none: it is the baseline")
+    print()
+
+
+def validate(chosen: Chosen, scales: Sequence[Any]) -> dict[str, Any]:
+    """Counts, after every row that can run was resolved at every scale.
+
+    Raises:
+        RecipeError: every mistake at once.
+    """
+    problems: list[str] = []
+    counts = {"recipes": len(chosen), "rows": 0, "runnable": 0, "quoted": 0, "waiting": 0}
+    for recipe, rows in chosen:
+        for row in rows:
+            counts["rows"] += 1
+            if row.quoted:
+                counts["quoted"] += 1
+            elif recipe.needs(row):
+                counts["waiting"] += 1
+            else:
+                counts["runnable"] += 1
+                for scale in scales:
+                    try:
+                        resolve(recipe, row, Context(scale))
+                    except RecipeError as error:
+                        problems += [f"{problem} (scale {scale})" for problem in error.problems]
+    if problems:
+        raise RecipeError(problems)
+    return counts
+
+
+def plan_tree(cells: Sequence[Cell], chosen: Chosen, store: Store) -> dict[str, Any]:
+    """What `run` would do, cell by cell, with estimates of the missing ones."""
+    by_name = {recipe.name: recipe for recipe, _ in chosen}
+    entries = []
+    seen: set[tuple[str, int]] = set()
+    for cell in cells:
+        key = (cell.training_digest, cell.seed)
+        trained = key in seen or store.trained(*key) is not None
+        seen.add(key)
+        state = cell.state
+        expected = None
+        if state != "finished" and not trained:
+            expected = estimate(cell, by_name[cell.places[0][0]], store=store)
+        entries.append(
+            {
+                "rows": [f"{name}: {label}" for name, label in cell.places],
+                "seed": cell.seed,
+                "digest": cell.digest,
+                "state": "test only" if state == "missing" and trained else state,
+                "folder": str(cell.folder),
+                "estimate": None if expected is None else plain(expected),
+                "trains": state != "finished" and not trained,
+            }
+        )
+    known = [e["estimate"] for e in entries if e["trains"]]
+    total: dict[str, float | None] = {
+        "minutes": sum(k["minutes"] for k in known) if None not in known else None,
+        "memory_mb": max((k["memory_mb"] for k in known), default=0.0) if None not in known else None,
+        "disk_mb": sum(k["disk_mb"] for k in known) if None not in known else None,
+    }
+    waiting = [
+        f"{recipe.name}: {row.label}: {_describe(recipe, row)}"
+        for recipe, rows in chosen
+        for row in rows
+        if row.quoted or recipe.needs(row)
+    ]
+    return {"cells": entries, "total": total, "passed_over": waiting}
+
+
+def show_plan(tree: dict[str, Any]) -> None:
+    """A plan as a table with its sum."""
+    table = _table("row", "seed", "state", "minutes", "digest")
+    for entry in tree["cells"]:
+        expected = entry["estimate"]
+        minutes = "" if not entry["trains"] else "?" if expected is None else f"{expected['minutes']:.1f}"
+        table.add_row("\n".join(entry["rows"]), str(entry["seed"]), entry["state"], minutes, entry["digest"])
+    _print(table)
+    total, trains = tree["total"], sum(entry["trains"] for entry in tree["cells"])
+    if total["minutes"] is None:
+        print(f"{trains} to train; no measurement to estimate their time by")
+    elif trains:
+        sources = {e["estimate"]["source"] for e in tree["cells"] if e["estimate"]}
+        print(
+            f"{trains} to train: about {total['minutes']:.0f} minutes of one core, {total['memory_mb']:.0f} MB of "
+            f"memory for each at a time, {total['disk_mb']:.0f} MB of disk (after {'; '.join(sorted(sources))})"
+        )
+    else:
+        print("nothing to train")
+    for line in tree["passed_over"]:
+        print(f"passed over: {line}")
+
+
+def runs_tree(store: Store) -> list[dict[str, Any]]:
+    """Every run of a store."""
+    out = []
+    for folder in store.folders():
+        asked, state = read_request(folder), state_of(folder)
+        now = progress(folder)
+        result = read_result(folder) if state == "finished" else None
+        out.append(
+            {
+                "folder": str(folder),
+                "recipe": asked["recipe"],
+                "row": asked["row"],
+                "seed": asked["seed"],
+                "scale": asked["scale"],
+                "state": state,
+                "step": None if now is None else now.step,
+                "of": None if now is None else now.of,
+                "AP": None if result is None else result.metrics.get("AP"),
+            }
+        )
+    return out
+
+
+def show_runs(tree: Sequence[dict[str, Any]]) -> None:
+    """The runs as a table."""
+    table = _table("recipe", "row", "seed", "scale", "state", "step", "AP", "folder")
+    for entry in tree:
+        step = "" if entry["step"] is None else f"{entry['step']}/{entry['of']}"
+        ap = "" if entry["AP"] is None else f"{entry['AP']:.1f}"
+        table.add_row(
+            entry["recipe"], entry["row"], str(entry["seed"]), entry["scale"], entry["state"], step, ap, entry["folder"]
+        )
+    _print(table)
+
+
+def show_pairs(tree: dict[str, Any]) -> None:
+    """Names and values, a line each."""
+    width = max(len(name) for name in tree)
+    for name, value in tree.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def show_check(found: Report, folder: Path, *, as_json: bool) -> None:
+    """What a check of a data folder found.
+
+    Raises:
+        DataError: something found is an error, so that the folder can't be used as it is.
+    """
+    if as_json:
+        print(json.dumps(plain(found), indent=1, ensure_ascii=False))
+    else:
+        for finding in found.findings:
+            print(f"{finding.severity}: {finding.where}: {finding.what}. {finding.advice}".rstrip())
+        for line in found.summary_lines():
+            print(line)
+    errors = sum(finding.severity == "error" for finding in found.findings)
+    if errors:
+        raise DataError(f"{folder}: {errors} errors; the data can't be used until they are mended")
+
+
+def _row_state(recipe: Recipe, row: Row) -> str:
+    if row.quoted:
+        return "quoted"
+    return "needs parts" if recipe.needs(row) else "runs"
+
+
+def _describe(recipe: Recipe, row: Row) -> str:
+    if row.quoted:
+        return "quoted"
+    missing = recipe.needs(row)
+    return f"needs: {', '.join(missing)}" if missing else "runs"
+
+
+def _recipe_state(recipe: Recipe, rows: Sequence[Row]) -> str:
+    missing = sorted({need for row in rows if not row.quoted for need in recipe.needs(row)})
+    if missing:
+        return f"needs: {', '.join(missing)}"
+    quoted = sum(row.quoted for row in rows)
+    return f"{quoted} quoted" if quoted else ""
+
+
+def _from_baseline(recipe: Recipe, row: Row, context: Context) -> dict[str, tuple[Any, Any]]:
+    baseline = recipe.rows.get(recipe.head.baseline)
+    if baseline is None or recipe.needs(baseline) or baseline.quoted:
+        return {}
+    return changes(resolve(recipe, baseline, context), resolve(recipe, row, context))
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return '"none"  # not set'
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value.get("kind", "{...}")) if "kind" in value else "{" + ", ".join(value) + "}"
+    return "(absent)" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print(table: Table) -> None:
+    # Piped output isn't wrapped to a terminal that isn't there.
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200)
+    console.print(table)

@@ -1,0 +1,306 @@
+"""Runs: rows times seeds. What is there, what is missing, and how the missing ones get done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detbench.errors import RecipeError
+from detbench.parts.experiment import Experiment
+from detbench.parts.part import plain
+from detbench.recipes import Context, Recipe, Row, base_of, resolve
+from detbench.results import read_curve
+from detbench.store import ERROR, LOG, State, Store, forget, forget_failure, state_of, write_json
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One run that rows ask for.
+
+    Attributes:
+        places: the (recipe, row label) pairs it answers for; several rows may mean the same experiment.
+        experiment: what is run.
+        seed: with which seed.
+        context: scale, data and overrides it was resolved with.
+        fingerprint: of its data.
+        digest: of the experiment with its data.
+        training_digest: of the training alone; cells that share it (and the seed) train once.
+        folder: where it lives.
+    """
+
+    places: tuple[tuple[str, str], ...]
+    experiment: Experiment
+    seed: int
+    context: Context
+    fingerprint: str
+    digest: str
+    training_digest: str
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        """The row it is first asked for by."""
+        return self.places[0][1]
+
+    @property
+    def state(self) -> State:
+        """How far it has come."""
+        return state_of(self.folder)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a worker is: the newest of what its curve says."""
+
+    step: int
+    of: int
+    epoch: float
+    seconds: float
+    loss: float | None
+    ap: float | None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Training time still to come at the pace so far; None before the first step."""
+        return self.seconds / self.step * (self.of - self.step) if self.step else None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one cell ended: "finished", "failed" with a message, or "interrupted"."""
+
+    cell: Cell
+    state: str
+    message: str = ""
+
+
+def plan(
+    chosen: Sequence[tuple[Recipe, Sequence[Row]]], context: Context, *, seeds: Sequence[int], store: Store
+) -> list[Cell]:
+    """The distinct runs that rows and seeds ask for, seed by seed so that a first table is there early.
+
+    Quoted rows and rows that need parts which don't exist are passed over.
+
+    Raises:
+        RecipeError: every mistake of every row at once.
+        DataError: the data is missing or unreadable.
+    """
+    from detbench.data.fingerprint import fingerprint
+
+    problems: list[str] = []
+    resolved: list[tuple[Recipe, Row, Experiment]] = []
+    for recipe, rows in chosen:
+        for row in rows:
+            if row.quoted or recipe.needs(row):
+                continue
+            try:
+                resolved.append((recipe, row, resolve(recipe, row, context)))
+            except RecipeError as error:
+                problems += [p for p in error.problems if p not in problems]
+    if problems:
+        raise RecipeError(problems)
+    cells: dict[tuple[str, int], Cell] = {}
+    for seed in seeds:
+        for recipe, row, experiment in resolved:
+            data = fingerprint(experiment.data.source, store.cache)
+            digest = experiment.digest(data)
+            before = cells.get((digest, seed))
+            places = (*(before.places if before else ()), (recipe.name, row.label))
+            cells[digest, seed] = Cell(
+                places, experiment, seed, context, data, digest, experiment.training_digest(data),
+                store.folder(digest, seed),
+            )  # fmt: skip
+    return list(cells.values())
+
+
+def request(cell: Cell) -> None:
+    """Writes down what is asked of a cell's folder, before any work is done in it."""
+    context = cell.context
+    write_json(
+        cell.folder / "request.json",
+        {
+            "digest": cell.digest,
+            "training_digest": cell.training_digest,
+            "seed": cell.seed,
+            "scale": context.scale,
+            "data": context.data,
+            "overrides": list(context.overrides),
+            "fingerprint": cell.fingerprint,
+            "recipe": cell.places[0][0],
+            "row": cell.label,
+            "experiment": plain(cell.experiment),
+        },
+    )
+
+
+def progress(folder: Path) -> Progress | None:
+    """How far the run in a folder has come; None before its first log entry."""
+    curve = read_curve(folder)
+    entries = curve.steps + curve.evaluations
+    if not entries:
+        return None
+    last = max(entries, key=lambda entry: entry["step"])
+    loss = curve.steps[-1]["losses"]["total"] if curve.steps else None
+    ap = curve.evaluations[-1]["metrics"]["AP"] if curve.evaluations else None
+    return Progress(last["step"], last["of"], last["epoch"], last["seconds"], loss, ap)
+
+
+def execute(
+    cells: Sequence[Cell],
+    *,
+    store: Store,
+    jobs: int = 1,
+    threads: int | None = None,
+    workers: int = 0,
+    device: str = "auto",
+    force: bool = False,
+    watch: Callable[[Sequence[Cell], Sequence[Outcome]], None] = lambda running, done: None,
+) -> list[Outcome]:
+    """Does what is missing, several runs side by side, each in a process of its own.
+
+    A run whose training another cell has done, or is doing, waits for those weights and only tests them; one that
+    another process holds is waited for.
+    Finished runs are not run again unless `force`. One run's failure doesn't stop the others.
+
+    Args:
+        jobs: runs side by side.
+        threads: torch threads of each run; by default the free cores divided by the jobs.
+        watch: called a few times a second with the running cells and the outcomes so far.
+
+    Raises:
+        KeyboardInterrupt: after the workers have saved their state.
+    """
+    threads = threads or max(1, free_cores() // jobs)
+    if force:
+        for cell in cells:
+            forget(cell.folder)
+    todo = [cell for cell in cells if cell.state != "finished"]
+    done: list[Outcome] = []
+    running: dict[Cell, subprocess.Popen[bytes]] = {}
+    try:
+        while todo or running:
+            for cell in list(todo):
+                state = cell.state
+                if state == "finished":  # another process did it while we waited
+                    todo.remove(cell)
+                    done.append(Outcome(cell, "finished"))
+                elif state != "running" and len(running) < jobs and _may_start(cell, running):
+                    todo.remove(cell)
+                    running[cell] = _start(cell, store, threads=threads, workers=workers, device=device)
+            for cell, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[cell]
+                    done.append(_outcome(cell, process.returncode))
+            watch(list(running), done)
+            if done and done[-1].state == "interrupted" and not running:
+                raise KeyboardInterrupt
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        for process in running.values():
+            process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
+        for cell, process in running.items():
+            process.wait()
+            done.append(_outcome(cell, process.returncode))
+        watch([], done)
+        raise
+    return done
+
+
+def free_cores() -> int:
+    """Cores this process may use that aren't busy with something else, at least one.
+
+    Trap 4: two spinning torch processes on one core slow each other down by up to 60 times.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1, round(allowed - load))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to take.
+
+    Attributes:
+        minutes: training and tests, on one core of the hardware named in `source`.
+        memory_mb: at the peak.
+        disk_mb: that stays.
+        source: "finished runs" of this store, or where the reference was measured.
+    """
+
+    minutes: float
+    memory_mb: float
+    disk_mb: float
+    source: str
+
+
+def estimate(cell: Cell, recipe: Recipe, *, store: Store) -> Estimate | None:
+    """Time, memory and disk of a cell; None where neither this store nor the base has a measurement to go by."""
+    reference = base_of(recipe).estimate.get(cell.context.scale)
+    schedule = cell.experiment.schedule
+    if reference is None or schedule.unit != "steps":
+        return None
+    steps = schedule.length * schedule.times
+    ours = [result for result in store.results() if _alike(result.experiment, cell.experiment)]
+    if ours:
+        per_step = sum(r.seconds["train"] / r.steps for r in ours) / len(ours)
+        source = f"{len(ours)} finished runs of this store"
+    else:
+        per_step, source = reference.seconds_per_step, reference.hardware
+    minutes = (steps * per_step + cell.experiment.training.evaluations * reference.seconds_per_test) / 60
+    return Estimate(minutes, reference.memory_mb, reference.disk_mb, source)
+
+
+def _alike(tree: dict[str, Any], experiment: Experiment) -> bool:
+    """Whether a step of a finished run costs what a step of this experiment costs."""
+    ours = plain(experiment)
+    same = all(tree[key] == ours[key] for key in ("detector", "training"))
+    return same and tree["data"]["train"] == ours["data"]["train"] and set(tree["branches"]) == set(ours["branches"])
+
+
+def _may_start(cell: Cell, running: dict[Cell, Any]) -> bool:
+    """Not while a cell with the same training is at work: its weights will serve this one too."""
+    return all((c.training_digest, c.seed) != (cell.training_digest, cell.seed) for c in running)
+
+
+def _start(cell: Cell, store: Store, *, threads: int, workers: int, device: str) -> subprocess.Popen[bytes]:
+    request(cell)
+    forget_failure(cell.folder)
+    command = [
+        sys.executable, "-m", "detbench.engine", str(cell.folder), "--cache", str(store.cache),
+        "--threads", str(threads), "--workers", str(workers), "--device", device,
+    ]  # fmt: skip
+    trained = store.trained(cell.training_digest, cell.seed)
+    if trained is not None:
+        command += ["--weights-from", str(trained)]
+    environment = dict(os.environ)
+    if not any(name.startswith(("OMP_", "GOMP_", "KMP_")) for name in environment):
+        # Trap 4: idle OpenMP threads that spin for long starve whatever else runs on the core.
+        environment |= {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "1000"}
+    log = (cell.folder / LOG).open("ab")
+    with log:
+        # A session of its own: Ctrl-C reaches the worker once, from us, and not in the middle of a write.
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+
+
+def _outcome(cell: Cell, code: int) -> Outcome:
+    if code == 0:
+        return Outcome(cell, "finished")
+    if code == 130:
+        return Outcome(cell, "interrupted")
+    path = cell.folder / ERROR
+    if path.is_file():
+        return Outcome(cell, "failed", json.loads(path.read_text(encoding="utf-8"))["message"])
+    killed = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return Outcome(
+        cell, "failed", f"the worker was {killed}; its log is {cell.folder / LOG}. Run again to go on where it stopped"
+    )

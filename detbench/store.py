@@ -1,0 +1,178 @@
+"""Run folders: where they are, who holds them, and how they are written. The cache stands beside them.
+
+    runs/<digest>/<seed>/    request.json     what was asked: experiment, seed, scale, data, overrides
+                             curve.jsonl      losses and metrics as they came
+                             log.txt          what the worker printed
+                             checkpoint.pt    the last state, and checkpoint.previous.pt the one before
+                             error.json       why it failed, if it did
+                             model.safetensors, detections.npz, environment.json
+                             result.json      last of all, atomically: with it the run is finished
+    runs/cache/              annotation indices, drawn data; may be deleted at any time
+    runs/ablations/          recipes that `detbench ablate` made
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from detbench.errors import StoreError
+from detbench.results import CURVE, REQUEST, RESULT, Result, read_result
+
+State = Literal["finished", "running", "failed", "resumable", "missing"]
+
+CHECKPOINT, PREVIOUS, WEIGHTS = "checkpoint.pt", "checkpoint.previous.pt", "model.safetensors"
+ERROR, LOG, ENVIRONMENT, LOCK = "error.json", "log.txt", "environment.json", "lock"
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of runs.
+
+    Attributes:
+        root: holds everything; made when first written to.
+    """
+
+    root: Path
+
+    @property
+    def cache(self) -> Path:
+        """Files that can be made again."""
+        return self.root / "cache"
+
+    @property
+    def ablations(self) -> Path:
+        """Recipes that `ablate` made."""
+        return self.root / "ablations"
+
+    def folder(self, digest: str, seed: int) -> Path:
+        """Where a run lives."""
+        return self.root / digest / str(seed)
+
+    def folders(self) -> Iterator[Path]:
+        """Every run folder, finished or not, in the order of its name."""
+        for request in sorted(self.root.glob(f"*/*/{REQUEST}")):
+            yield request.parent
+
+    def state(self, digest: str, seed: int) -> State:
+        """How far a run has come."""
+        return state_of(self.folder(digest, seed))
+
+    def finished(self, digest: str) -> list[Result]:
+        """The results of an experiment's finished runs, by seed."""
+        folders = [path.parent for path in self.root.glob(f"{digest}/*/{RESULT}")]
+        return sorted((read_result(folder) for folder in folders), key=lambda result: result.seed)
+
+    def results(self) -> Iterator[Result]:
+        """Every finished run's result."""
+        for folder in self.folders():
+            if (folder / RESULT).is_file():
+                yield read_result(folder)
+
+    def trained(self, training_digest: str, seed: int) -> Path | None:
+        """A finished run with the same training and seed, whatever its test; None when there is none."""
+        for folder in self.folders():
+            if folder.name == str(seed) and (folder / RESULT).is_file() and (folder / WEIGHTS).is_file():
+                if read_result(folder).training_digest == training_digest:
+                    return folder
+        return None
+
+
+def state_of(folder: Path) -> State:
+    """How far the run in a folder has come."""
+    if (folder / RESULT).is_file():
+        return "finished"
+    if not (folder / REQUEST).is_file():
+        return "missing"
+    if _is_held(folder):
+        return "running"
+    if (folder / ERROR).is_file():
+        return "failed"
+    if (folder / CHECKPOINT).is_file() or (folder / PREVIOUS).is_file():
+        return "resumable"
+    return "missing"
+
+
+def hold(folder: Path) -> FileLock:
+    """The lock of a run, acquired; the same run is never trained twice at the same time.
+
+    Raises:
+        StoreError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=2)  # somebody may just be looking whether it is held
+    except Timeout:
+        raise StoreError(f"{folder}: another process is training this run; wait for it or stop it") from None
+    return lock
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Writes a file whole or not at all."""
+    write_text(path, json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(name).replace(path)
+
+
+def forget(folder: Path) -> None:
+    """Removes a run's files but the lock, so that it starts afresh.
+
+    Raises:
+        StoreError: another process holds the run.
+    """
+    if not folder.is_dir():
+        return
+    with hold(folder):
+        for path in folder.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def forget_failure(folder: Path) -> None:
+    """A failed run is tried again from its last good checkpoint."""
+    (folder / ERROR).unlink(missing_ok=True)
+
+
+def cut_curve(folder: Path, *, after_step: int) -> None:
+    """Drops what a killed run wrote after its last checkpoint."""
+    path = folder / CURVE
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= after_step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            break
+    write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def _is_held(folder: Path) -> bool:
+    if not (folder / LOCK).exists():
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
