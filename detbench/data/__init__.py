@@ -1,0 +1,1 @@
+"""Images and annotations on disk, and how they become batches."""

@@ -1,0 +1,514 @@
+"""COCO annotation files: where a data set keeps them, and what they hold as NumPy columns. No torch."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detbench.errors import DataError
+
+SPLITS = ("train", "val")
+
+# A cached file of another version is built anew.
+_CACHE_VERSION = 1
+
+_NOT_FOUND = -1
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFiles:
+    """Where one split lies.
+
+    Attributes:
+        annotations: the JSON file.
+        images: the folder its file names start from.
+    """
+
+    annotations: Path
+    images: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a data set keeps its two splits."""
+
+    train: SplitFiles
+    val: SplitFiles
+
+    def __getitem__(self, split: str) -> SplitFiles:
+        return {"train": self.train, "val": self.val}[split]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A record that can't be used.
+
+    Attributes:
+        record: its place in the file, such as "annotations[17] (id 123)".
+        what: what was found and what was expected.
+    """
+
+    record: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Annotations:
+    """An annotation file as columns: I images by ascending id, A annotations image after image.
+
+    The orders are those in which pycocotools evaluates: images by id, the annotations of one image as the
+    file has them, classes by ascending category id. Ids are numbers where all of a kind are, otherwise text.
+
+    Attributes:
+        path: the file.
+        sha256: of the file's bytes, hexadecimal.
+        image_ids: (I,) int64 or text.
+        file_names: I paths below the image folder.
+        widths: (I,) int64 pixels.
+        heights: (I,) int64 pixels.
+        offsets: (I + 1,) int64; image i owns annotations offsets[i] to offsets[i + 1].
+        annotation_ids: (A,) int64 or text.
+        boxes: (A, 4) float64 xywh pixels, as in the file: neither clipped nor cleared of empty boxes.
+        labels: (A,) int64 class indices from 0.
+        areas: (A,) float64 square pixels; the box's area where the file gives none.
+        iscrowd: (A,) bool.
+        category_ids: (C,) int64 or text, of each class.
+        category_names: C names.
+    """
+
+    path: Path
+    sha256: str
+    image_ids: NDArray[Any]
+    file_names: tuple[str, ...]
+    widths: NDArray[np.int64]
+    heights: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    annotation_ids: NDArray[Any]
+    boxes: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    areas: NDArray[np.float64]
+    iscrowd: NDArray[np.bool_]
+    category_ids: NDArray[Any]
+    category_names: tuple[str, ...]
+
+    @property
+    def num_images(self) -> int:
+        """I."""
+        return len(self.file_names)
+
+    @property
+    def image_idx(self) -> NDArray[np.int64]:
+        """(A,) int64: the image of each annotation."""
+        return np.repeat(np.arange(self.num_images), np.diff(self.offsets))
+
+    def of_image(self, index: int) -> slice:
+        """The annotations of one image."""
+        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of one image."""
+        return int(self.heights[index]), int(self.widths[index])
+
+
+def find_layout(root: Path) -> Layout:
+    """Where the data set in a folder keeps its splits: in COCO's own layout or the plain one.
+
+    Raises:
+        DataError: neither fits.
+    """
+    layouts = [
+        Layout(
+            *(SplitFiles(root / f"annotations/instances_{s}2017.json", root / f"{s}2017") for s in SPLITS)
+        ),
+        Layout(*(SplitFiles(root / f"annotations/instances_{s}.json", root / "images") for s in SPLITS)),
+    ]
+    missing = []
+    for layout in layouts:
+        wanted = dict.fromkeys(
+            path for s in SPLITS for path in (layout[s].annotations, layout[s].images)
+        )  # the plain layout's image folder serves both splits
+        absent = [path.relative_to(root).as_posix() for path in wanted if not path.exists()]
+        if not absent:
+            return layout
+        missing.append(", ".join(absent))
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder. Expected a data set in COCO format.")
+    raise DataError(
+        f"{root}: not a COCO data set. For COCO's own layout it lacks {missing[0]}; for the plain one "
+        f"{missing[1]}."
+    )
+
+
+def read_annotations(path: Path, *, cache: Path | None) -> Annotations:
+    """The annotations of a COCO file.
+
+    The columns are kept in the cache folder, so that the next call need not parse the file.
+
+    Args:
+        path: the JSON file.
+        cache: folder for the columns; None to keep nothing.
+
+    Raises:
+        DataError: the file can't be read as COCO annotations; names the first record at fault.
+    """
+    if cache is None:
+        return _parsed(path)
+    stamp = _stamp(path)
+    kept = cache / "annotations" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}.npz"
+    annotations = _load(kept, stamp, path)
+    if annotations is None:
+        annotations = _parsed(path)
+        _save(kept, stamp, annotations)
+    return annotations
+
+
+def inspect_annotations(path: Path) -> tuple[Annotations, list[Problem]]:
+    """The usable annotations of a COCO file, and what is wrong with the others.
+
+    Raises:
+        DataError: there is no such file, it isn't JSON, or it lacks images, annotations or categories.
+    """
+    content = _content(path)
+    sha256 = hashlib.sha256(content).hexdigest()
+    tree = _json(path, content)
+    del content
+    problems: list[Problem] = []
+    image_index, images = _keyed(tree["images"], "images", _image_problem, problems)
+    category_index, categories = _keyed(tree["categories"], "categories", _category_problem, problems)
+    columns = _annotation_columns(tree["annotations"], image_index, category_index, problems)
+    order = np.argsort(columns["image_idx"], kind="stable")
+    counts = np.bincount(columns.pop("image_idx"), minlength=len(images))
+    return Annotations(
+        path=path,
+        sha256=sha256,
+        image_ids=_id_column(list(image_index)),
+        file_names=tuple(str(record["file_name"]) for record in images),
+        widths=np.array([record["width"] for record in images], dtype=np.int64),
+        heights=np.array([record["height"] for record in images], dtype=np.int64),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        category_ids=_id_column(list(category_index)),
+        category_names=tuple(str(record["name"]) for record in categories),
+        **{name: column[order] for name, column in columns.items()},
+    ), problems
+
+
+def _parsed(path: Path) -> Annotations:
+    annotations, problems = inspect_annotations(path)
+    if problems:
+        more = f" And {len(problems) - 1} more of its records are at fault." if len(problems) > 1 else ""
+        raise DataError(
+            f"{path}: {problems[0].record}: {problems[0].what}.{more} "
+            "`detbench data check` lists all that is wrong with a data set."
+        )
+    return annotations
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: can't be read ({error.strerror}). Expected a COCO annotation file.")
+
+
+def _json(path: Path, content: bytes) -> Mapping[str, list[Any]]:
+    try:
+        with _no_collection():
+            tree = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_slim)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: byte {error.start} is no UTF-8. Expected a COCO annotation file, JSON in UTF-8."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}: not valid JSON at line {error.lineno}, column {error.colno} (character {error.pos} of "
+            f"{len(error.doc)}): {error.msg}. If the file was cut off on its way here, fetch it again."
+        ) from None
+    keys = ("images", "annotations", "categories")
+    if not isinstance(tree, dict) or not all(isinstance(tree.get(key), list) for key in keys):
+        found = ", ".join(tree) if isinstance(tree, dict) else f"a {type(tree).__name__}"
+        raise DataError(
+            f"{path}: no COCO annotation file. Expected an object with the lists images, annotations and "
+            f"categories, found {found or 'an empty object'}."
+        )
+    return tree
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection: it would walk the millions of fresh objects again and again, and free none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _slim(pairs: list[tuple[str, Any]]) -> Any:
+    """A JSON object on its way in: of an annotation only what boxes need, as outlines are most of a file."""
+    record = dict(pairs)
+    if "bbox" not in record:
+        return record
+    get = record.get
+    return get("id"), get("image_id"), get("category_id"), record["bbox"], get("iscrowd"), get("area")
+
+
+def _keyed(
+    records: list[Any], what: str, problem_of: Callable[[Any], str | None], problems: list[Problem]
+) -> tuple[dict[Hashable, int], list[dict[str, Any]]]:
+    """The records without fault by ascending id, and the place of each id among them."""
+    good: dict[Any, dict[str, Any]] = {}
+    for i, record in enumerate(records):
+        fault = problem_of(record)
+        if fault is None and _as_id(record["id"]) in good:
+            fault = "another record has the same id"
+        if fault is None:
+            good[_as_id(record["id"])] = record
+        else:
+            problems.append(Problem(_place(what, i, record), fault))
+    ids = sorted(good, key=lambda key: (isinstance(key, str), key))
+    return {key: i for i, key in enumerate(ids)}, [good[key] for key in ids]
+
+
+def _image_problem(record: Any) -> str | None:
+    fault = _missing(record, ("id", "file_name", "width", "height"))
+    if fault:
+        return fault
+    name = record["file_name"]
+    if not isinstance(name, str) or not name or "\0" in name:
+        return f"file_name is {_shown(name)}, expected a file's name"
+    for side in ("width", "height"):
+        if not (_is_number(record[side]) and record[side] >= 1 and record[side] == int(record[side])):
+            return f"{side} is {_shown(record[side])}, expected a whole number of pixels"
+    return None
+
+
+def _category_problem(record: Any) -> str | None:
+    fault = _missing(record, ("id", "name"))
+    if fault:
+        return fault
+    if not isinstance(record["name"], str):
+        return f"name is {_shown(record['name'])}, expected text"
+    return None
+
+
+def _missing(record: Any, keys: Sequence[str]) -> str | None:
+    """Faults that images and categories share."""
+    if not isinstance(record, dict):
+        return f"found {_shown(record)}, expected an object with {', '.join(keys)}"
+    absent = [key for key in keys if record.get(key) is None]
+    if absent:
+        return f"has no {' and no '.join(absent)}"
+    if _as_id(record["id"]) is None:
+        return f"id is {_shown(record['id'])}, expected a number or text"
+    return None
+
+
+def _annotation_columns(
+    records: list[Any],
+    image_index: Mapping[Hashable, int],
+    category_index: Mapping[Hashable, int],
+    problems: list[Problem],
+) -> dict[str, NDArray[Any]]:
+    """Columns of the annotations without fault, in the file's order.
+
+    All are checked in bulk. Only if that fails are they looked at one by one, to name those at fault.
+    """
+    columns = _bulk_columns(records, image_index, category_index)
+    if columns is not None:
+        return columns
+    good, seen = [], set()
+    for i, record in enumerate(records):
+        fault = _annotation_problem(record, image_index, category_index)
+        if fault is None and _as_id(record[0]) in seen:
+            fault = "another annotation has the same id"
+        if fault is None:
+            seen.add(_as_id(record[0]))
+            good.append(record)
+        else:
+            problems.append(Problem(_place("annotations", i, record), fault))
+    columns = _bulk_columns(good, image_index, category_index)
+    assert columns is not None
+    return columns
+
+
+def _bulk_columns(
+    records: list[Any], image_index: Mapping[Hashable, int], category_index: Mapping[Hashable, int]
+) -> dict[str, NDArray[Any]] | None:
+    """Columns of well-formed annotations; None if one of them is not."""
+    if not _all_of(records, tuple):
+        return None
+    ids, image_ids, category_ids, boxes, crowds, areas = zip(*records, strict=True) if records else ((),) * 6
+    if not (
+        _all_of(boxes, list)
+        and set(map(len, boxes)) <= {4}
+        and _all_of(chain.from_iterable(boxes), int, float)
+        and _all_of(areas, int, float, type(None))
+        and _all_of(crowds, int, bool, type(None))
+        and set(crowds) <= {0, 1, None}
+    ):
+        return None
+    keys = _as_ids(ids)
+    image_idx = _looked_up(image_ids, image_index)
+    labels = _looked_up(category_ids, category_index)
+    try:
+        flat = np.fromiter(chain.from_iterable(boxes), np.float64, count=4 * len(boxes)).reshape(-1, 4)
+        given = np.array([np.nan if a is None else a for a in areas], dtype=np.float64)
+    except OverflowError:
+        return None
+    area = np.where([a is None for a in areas], flat[:, 2] * flat[:, 3], given) if None in areas else given
+    if (
+        None in keys
+        or len(set(keys)) < len(keys)
+        or _NOT_FOUND in image_idx
+        or _NOT_FOUND in labels
+        or not np.isfinite(flat).all()
+        or not np.isfinite(area).all()
+    ):
+        return None
+    return {
+        "image_idx": image_idx,
+        "annotation_ids": _id_column(keys),
+        "boxes": flat,
+        "labels": labels,
+        "areas": area,
+        "iscrowd": np.fromiter(map(bool, crowds), np.bool_, count=len(crowds)),
+    }
+
+
+def _annotation_problem(
+    record: Any, image_index: Mapping[Hashable, int], category_index: Mapping[Hashable, int]
+) -> str | None:
+    if isinstance(record, dict):
+        return "has no bbox"
+    if not isinstance(record, tuple):
+        return f"found {_shown(record)}, expected an object"
+    key, image_id, category_id, box, crowd, area = record
+    for name, value in (("id", key), ("image_id", image_id), ("category_id", category_id)):
+        if value is None:
+            return f"has no {name}"
+        if _as_id(value) is None:
+            return f"{name} is {_shown(value)}, expected a number or text"
+    if _as_id(image_id) not in image_index:
+        return f"image_id {_shown(image_id)} is no image of this file"
+    if _as_id(category_id) not in category_index:
+        return f"category_id {_shown(category_id)} is no category of this file"
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        return f"bbox is {_shown(box)}, expected four finite numbers"
+    if not (area is None or _is_number(area)):
+        return f"area is {_shown(area)}, expected a finite number"
+    if not (crowd is None or (type(crowd) in (int, bool) and crowd in (0, 1))):
+        return f"iscrowd is {_shown(crowd)}, expected 0 or 1"
+    return None
+
+
+def _as_id(value: Any) -> int | str | None:
+    """An id as it is compared: text of digits and whole floats are numbers; None if it can't be an id."""
+    if type(value) is str and value.isascii() and value.isdigit() and len(value) < 19:
+        return int(value)
+    if type(value) is str:
+        return value
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and abs(value) < 2**63 else None
+
+
+def _as_ids(values: Sequence[Any]) -> Sequence[Any]:
+    # Nearly every file has plain numbers; the largest and smallest of them say whether all fit.
+    if _all_of(values, int) and (not values or max(max(values), -min(values)) < 2**63):
+        return values
+    return [_as_id(value) for value in values]
+
+
+def _looked_up(values: Sequence[Any], index: Mapping[Hashable, int]) -> NDArray[np.int64]:
+    keys = _as_ids(values)
+    return np.fromiter((index.get(key, _NOT_FOUND) for key in keys), np.int64, count=len(keys))
+
+
+def _id_column(keys: Sequence[Any]) -> NDArray[Any]:
+    """int64 where all ids are numbers, otherwise text."""
+    if _all_of(keys, int):
+        return np.array(keys, dtype=np.int64)
+    return np.array([str(key) for key in keys])
+
+
+def _all_of(values: Iterable[Any], *types: type) -> bool:
+    return set(map(type, values)) <= set(types)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def _place(what: str, i: int, record: Any) -> str:
+    key = record.get("id") if isinstance(record, dict) else record[0] if isinstance(record, tuple) else None
+    return f"{what}[{i}]" if key is None else f"{what}[{i}] (id {_shown(key)})"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _stamp(path: Path) -> str:
+    """What changes when the file does, without reading it."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    return f"{_CACHE_VERSION} {path.resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
+def _load(kept: Path, stamp: str, path: Path) -> Annotations | None:
+    """The columns kept of a file; None if there are none, or of another state of it, or damaged ones."""
+    try:
+        with np.load(kept, allow_pickle=False) as arrays:
+            if _text(arrays["stamp"]) != stamp:
+                return None
+            values = {field.name: arrays[field.name] for field in fields(Annotations) if field.name != "path"}
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+    for name in ("file_names", "category_names"):
+        values[name] = tuple(json.loads(_text(values[name])))
+    values["sha256"] = _text(values["sha256"])
+    return Annotations(path=path, **values)
+
+
+def _save(kept: Path, stamp: str, annotations: Annotations) -> None:
+    arrays: dict[str, Any] = {"stamp": _bytes(stamp)}
+    for field in fields(Annotations):
+        value = getattr(annotations, field.name)
+        if isinstance(value, tuple):
+            value = json.dumps(value)
+        if not isinstance(value, Path):
+            arrays[field.name] = _bytes(value) if isinstance(value, str) else value
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    partial = kept.with_name(f".{kept.stem}-{os.getpid()}.npz")
+    np.savez(partial, **arrays)
+    partial.replace(kept)
+
+
+def _bytes(text: str) -> NDArray[np.uint8]:
+    return np.frombuffer(text.encode(), dtype=np.uint8)
+
+
+def _text(array: NDArray[np.uint8]) -> str:
+    return array.tobytes().decode()

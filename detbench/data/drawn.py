@@ -1,0 +1,351 @@
+"""Drawn data: images of shapes or crowds, each a function of (preset, size, seed, split, index). No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from detbench.data.coco import SPLITS
+from detbench.errors import DataError
+from detbench.parts.data import Drawn
+from detbench.parts.part import digest_of, plain
+
+# Part of the identity of drawn data: raise it with every change that moves a pixel or a box.
+DRAWN_VERSION = 1
+
+SHAPES = ("square", "triangle", "disc", "star", "cross", "diamond", "ell", "half disc")
+
+# Sizes in pixels hold for images of this side and grow with it.
+_BASE = 128
+
+# Canvas pixels per image pixel: edges come out smooth when the canvas is averaged down.
+_FINE = 2
+
+# Places tried for an object before it is left out.
+_TRIES = 20
+
+Points = NDArray[np.float64]
+Box = tuple[float, float, float, float]
+Colour = tuple[int, int, int]
+
+
+def class_names(source: Drawn) -> tuple[str, ...]:
+    """The classes of a preset, by label."""
+    return ("person",) if source.preset == "crowd" else SHAPES
+
+
+def draw(
+    source: Drawn, split: str, index: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64]]:
+    """One image of a drawn data set.
+
+    Boxes go around whole objects, their hidden parts included, and lie inside the image.
+
+    Returns:
+        (size, size, 3) uint8 RGB, (N, 4) float64 xywh pixels, (N,) int64 labels.
+    """
+    name = f"{source.preset} {source.size} {source.seed} {split} {index}"
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()))
+    canvas = _Canvas(source.size, rng)
+    objects = _crowd(canvas, rng) if source.preset == "crowd" else _shapes(canvas, rng)
+    boxes = np.array([box for box, _ in objects], dtype=np.float64).reshape(-1, 4)
+    return canvas.finished(rng), boxes, np.array([label for _, label in objects], dtype=np.int64)
+
+
+def write(source: Drawn, folder: Path, *, progress: Callable[[int, int], None] | None = None) -> None:
+    """Writes a drawn data set as a COCO data set in the plain layout.
+
+    The folder appears when all is written; an interrupted call leaves at most a hidden one beside it.
+
+    Args:
+        source: what to draw.
+        folder: the new data set's folder, which must not exist.
+        progress: told the images written and their total after each.
+
+    Raises:
+        DataError: the folder exists.
+    """
+    folder = folder.absolute()
+    if folder.exists():
+        raise DataError(f"{folder}: exists already. Name a new folder, or remove it first.")
+    partial = folder.with_name(f".{folder.name}-{os.getpid()}")
+    counts = {"train": source.num_train, "val": source.num_val}
+    total, done = sum(counts.values()), 0
+    try:
+        (partial / "images").mkdir(parents=True)
+        (partial / "annotations").mkdir()
+        for split in SPLITS:
+            coco = _Coco(source)
+            for index in range(counts[split]):
+                image, boxes, labels = draw(source, split, index)
+                file_name = f"{split}_{index:06d}.png"
+                # The noise leaves nothing for stronger compression to find.
+                Image.fromarray(image).save(partial / "images" / file_name, compress_level=1)
+                coco.add(file_name, boxes, labels)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            (partial / "annotations" / f"instances_{split}.json").write_text(coco.json(), encoding="utf-8")
+        try:
+            partial.rename(folder)
+        except OSError:
+            raise DataError(f"{folder}: another process made it meanwhile; nothing was written.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def materialise(source: Drawn, cache: Path, *, progress: Callable[[int, int], None] | None = None) -> Path:
+    """The folder that holds a drawn data set, written on first use; safe in several processes at once.
+
+    Args:
+        source: what to draw.
+        cache: folder that keeps it, under drawn/.
+        progress: as in `write`.
+    """
+    folder = cache / "drawn" / digest(source)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not folder.exists():
+            for leftover in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed
+                shutil.rmtree(leftover)
+            write(source, folder, progress=progress)
+    return folder
+
+
+def digest(source: Drawn) -> str:
+    """Names the pixels and boxes of a drawn data set."""
+    return digest_of([plain(source), DRAWN_VERSION])
+
+
+class _Coco:
+    """A COCO annotation file in the making."""
+
+    def __init__(self, source: Drawn) -> None:
+        self._size = source.size
+        self._tree: dict[str, list[dict[str, object]]] = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": i + 1, "name": name} for i, name in enumerate(class_names(source))],
+        }
+
+    def add(self, file_name: str, boxes: NDArray[np.float64], labels: NDArray[np.int64]) -> None:
+        images, annotations = self._tree["images"], self._tree["annotations"]
+        images.append(
+            {"id": len(images) + 1, "file_name": file_name, "width": self._size, "height": self._size}
+        )
+        for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": len(images),
+                    "category_id": label + 1,
+                    "bbox": box,
+                    "area": round(box[2] * box[3], 2),
+                    "iscrowd": 0,
+                }
+            )
+
+    def json(self) -> str:
+        return json.dumps(self._tree)
+
+
+class _Canvas:
+    """An image in the making. Objects come from front to back: a later one shows where none was before."""
+
+    def __init__(self, size: int, rng: np.random.Generator) -> None:
+        self.size = size
+        self.scale = size / _BASE
+        side = size * _FINE
+        cells = int(rng.integers(3, 10))
+        coarse = rng.integers(40, 216, (cells, cells, 3), dtype=np.uint8)
+        background = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+        self._distract(ImageDraw.Draw(background), rng)
+        self._pixels = np.array(background)
+        self._free = np.ones((side, side), dtype=bool)
+
+    def _distract(self, pen: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
+        """Lines and blobs of no class, under everything else."""
+        side = self.size * _FINE
+        for _ in range(int(rng.integers(3, 10))):
+            width = max(1, round(rng.uniform(1, 3) * self.scale * _FINE))
+            pen.line(rng.uniform(0, side, 4).tolist(), fill=_colour(rng), width=width)
+        for _ in range(int(rng.integers(0, 4))):
+            turns = np.sort(rng.uniform(0, math.tau, 9))
+            radii = rng.uniform(2, 16, (9, 1)) * self.scale * _FINE
+            blob = rng.uniform(0, side, 2) + radii * np.stack([np.cos(turns), np.sin(turns)], 1)
+            pen.polygon([tuple(point) for point in blob.tolist()], fill=_colour(rng))
+
+    def put(self, parts: list[tuple[Points, Colour]], outline: Colour | None, least_visible: float) -> bool:
+        """Puts an object, drawn as polygons in image pixels, behind those already there.
+
+        Args:
+            parts: (P, 2) xy corners of each polygon, and its colour.
+            outline: colour of the polygons' edges; None for none.
+            least_visible: share of the object that must not be hidden.
+
+        Returns:
+            Whether it was put; False where too little of it would show.
+        """
+        corners = np.concatenate([points for points, _ in parts]) * _FINE
+        x0, y0 = np.floor(corners.min(0)).astype(int)
+        x1, y1 = np.ceil(corners.max(0)).astype(int)
+        patch = Image.new("RGBA", (int(x1 - x0), int(y1 - y0)))
+        pen = ImageDraw.Draw(patch)
+        edge = max(1, round(self.scale * _FINE / 2))
+        for points, fill in parts:
+            # PIL's coordinates name the centres of pixels.
+            where = [tuple(point) for point in (points * _FINE - (x0 + 0.5, y0 + 0.5)).tolist()]
+            pen.polygon(where, fill=fill, outline=outline or fill, width=edge)
+        drawn = np.asarray(patch)
+        shape = drawn[:, :, 3] > 0
+        region = (slice(y0, y1), slice(x0, x1))
+        visible = shape & self._free[region]
+        if np.count_nonzero(visible) < least_visible * np.count_nonzero(shape):
+            return False
+        self._free[region] &= ~shape
+        self._pixels[region][visible] = drawn[:, :, :3][visible]
+        return True
+
+    def mean_colour(self, box: Box) -> NDArray[np.float64]:
+        """(3,) mean of what now stands in an xywh box."""
+        x, y, w, h = (round(v * _FINE) for v in box)
+        mean: NDArray[np.float64] = self._pixels[y : y + max(h, 1), x : x + max(w, 1)].mean((0, 1))
+        return mean
+
+    def finished(self, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """The image: averaged down, with noise. In whole numbers, so that all machines draw the same."""
+        small = np.asarray(Image.fromarray(self._pixels).reduce(_FINE), dtype=np.int16)
+        amplitude = int(rng.integers(6, 36))
+        noise = rng.integers(-amplitude, amplitude + 1, small.shape, dtype=np.int16)
+        image: NDArray[np.uint8] = np.clip(small + noise, 0, 255).astype(np.uint8)
+        return image
+
+
+def _shapes(canvas: _Canvas, rng: np.random.Generator) -> list[tuple[Box, int]]:
+    """1 to 10 shapes of 6 to 72 pixels (geometric mean of the sides), log-uniform."""
+    objects = []
+    for _ in range(int(rng.integers(1, 11))):
+        for _ in range(_TRIES):
+            label = int(rng.integers(len(SHAPES)))
+            stretch = math.exp(rng.uniform(-0.25, 0.25))
+            points = _turned(_OUTLINES[SHAPES[label]] * (stretch, 1 / stretch), rng.uniform(-0.3, 0.3))
+            width, height = np.ptp(points, axis=0)
+            side = _log_uniform(rng, 6, 72) * canvas.scale
+            (points,), box = _placed([points * side / math.sqrt(width * height)], canvas.size, rng)
+            fill = _colour_unlike(canvas.mean_colour(box), rng)
+            if canvas.put([(points, fill)], _colour(rng), least_visible=0.4):
+                objects.append((box, label))
+                break
+    return objects
+
+
+def _crowd(canvas: _Canvas, rng: np.random.Generator) -> list[tuple[Box, int]]:
+    """8 to 30 figures; more than half of them stand so close behind another that their boxes nearly agree."""
+    boxes: list[Box] = []
+    for _ in range(int(rng.integers(8, 31))):
+        for _ in range(_TRIES):
+            if boxes and rng.random() < 0.6:
+                x, y, width, height = boxes[int(rng.integers(len(boxes)))]
+                near = (
+                    x + width * rng.choice([-1, 1]) * rng.uniform(0.1, 0.5),
+                    y + height * rng.uniform(-0.1, 0.05),
+                )
+                height *= rng.uniform(0.9, 1.1)
+            else:
+                near, height = None, _log_uniform(rng, 16, 80) * canvas.scale
+            head, torso, legs = _figure(height, rng)
+            (head, torso, legs), box = _placed([head, torso, legs], canvas.size, rng, near)
+            skin = _SKIN[int(rng.integers(len(_SKIN)))]
+            parts = [(legs, _colour(rng)), (torso, _colour(rng)), (head, skin)]
+            if canvas.put(parts, None, least_visible=0.3):
+                boxes.append(box)
+                break
+    return [(box, 0) for box in boxes]
+
+
+def _figure(height: float, rng: np.random.Generator) -> tuple[Points, Points, Points]:
+    """Head, torso and legs of a person, feet at y = height."""
+    half = height * rng.uniform(0.17, 0.24)
+    radius, neck, hip = 0.11 * height, 0.2 * height, height * rng.uniform(0.52, 0.6)
+    head = _ring(17, 0, math.tau) * radius + (rng.uniform(-0.2, 0.2) * half, radius)
+    torso = np.array([(-0.6, neck), (0.6, neck), (1, hip), (-1, hip)]) * (half, 1)
+    step = rng.uniform(0.2, 0.9)
+    legs = np.array(
+        [(-0.75, hip), (0.75, hip), (step, height), (step - 0.4, height), (0, 1.15 * hip),
+         (0.4 - step, height), (-step, height)]
+    ) * (half, 1)  # fmt: skip
+    return head, torso, legs
+
+
+def _placed(
+    parts: list[Points], size: int, rng: np.random.Generator, near: tuple[float, float] | None = None
+) -> tuple[list[Points], Box]:
+    """An object moved into the image, its top left corner as close to `near` as can be; and its box."""
+    corners = np.concatenate(parts)
+    low, extent = corners.min(0), np.ptp(corners, axis=0)
+    room = size - extent
+    corner = np.clip(near, 0, room) if near is not None else rng.uniform(0, 1, 2) * room
+    x0, y0 = np.floor(corner * 100) / 100
+    x1, y1 = np.ceil((corner + extent) * 100) / 100
+    box = (x0, y0, round(x1 - x0, 2), round(y1 - y0, 2))
+    return [points - low + corner for points in parts], box
+
+
+def _turned(points: Points, angle: float) -> Points:
+    cos, sin = math.cos(angle), math.sin(angle)
+    turned: Points = points @ np.array([[cos, sin], [-sin, cos]])
+    return turned
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return math.exp(rng.uniform(math.log(low), math.log(high)))
+
+
+def _colour(rng: np.random.Generator) -> Colour:
+    red, green, blue = rng.integers(0, 256, 3).tolist()
+    return red, green, blue
+
+
+def _colour_unlike(other: NDArray[np.float64], rng: np.random.Generator) -> Colour:
+    """A colour that can be told from another through the noise."""
+    while True:
+        colour = _colour(rng)
+        if np.abs(colour - other).max() >= 64:
+            return colour
+
+
+def _ring(corners: int, start: float, stop: float, radii: tuple[float, ...] = (1,)) -> Points:
+    """(corners, 2) points on arcs around the origin that take turns with their radii."""
+    turns = np.linspace(start, stop, corners)
+    points: Points = np.resize(radii, corners)[:, None] * np.stack([np.cos(turns), np.sin(turns)], 1)
+    return points
+
+
+_CROSS = np.array(
+    [(-1, -0.35), (-0.35, -0.35), (-0.35, -1), (0.35, -1), (0.35, -0.35), (1, -0.35),
+     (1, 0.35), (0.35, 0.35), (0.35, 1), (-0.35, 1), (-0.35, 0.35), (-1, 0.35)]
+)  # fmt: skip
+
+# Each around the origin and about 2 across; y points down.
+_OUTLINES: dict[str, Points] = {
+    "square": np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], dtype=float),
+    "triangle": np.array([(0, -1), (1, 1), (-1, 1)], dtype=float),
+    "disc": _ring(33, 0, math.tau),
+    "star": _ring(11, -math.pi / 2, 1.5 * math.pi, radii=(1, 0.42)),
+    "cross": _CROSS,
+    "diamond": np.array([(0, -1), (1, 0), (0, 1), (-1, 0)], dtype=float),
+    "ell": np.array([(-1, -1), (-0.3, -1), (-0.3, 0.35), (1, 0.35), (1, 1), (-1, 1)]),
+    "half disc": _ring(18, math.pi, math.tau),
+}
+
+_SKIN: tuple[Colour, ...] = ((255, 219, 172), (224, 172, 105), (198, 134, 66), (141, 85, 36), (92, 58, 33))
