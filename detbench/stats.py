@@ -5,6 +5,7 @@ NumPy and SciPy are imported inside the functions, so that importing this module
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -76,7 +77,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate
     if count == 1:
         return Estimate(mean, None, 1, None, None)
     sd = float(np.std(values, ddof=1))
-    half = float(t.ppf((1 + confidence) / 2, count - 1)) * sd / count**0.5
+    half = float(t.ppf((1 + confidence) / 2, count - 1)) * sd / math.sqrt(count)
     return Estimate(mean, sd, count, mean - half, mean + half)
 
 
@@ -116,7 +117,7 @@ def smallest_detectable_difference(
     def lacking(noncentrality: float) -> float:
         return power - float(nct.sf(critical, freedom, noncentrality))
 
-    return float(brentq(lacking, 0.0, 10 * critical)) * sd / count**0.5
+    return float(brentq(lacking, 0.0, 10 * critical)) * sd / math.sqrt(count)
 
 
 def bootstrap_over_images(

@@ -384,9 +384,8 @@ def _repeat_rows(matches: CocoMatches, weights: Ints) -> Ints:
 def _precision(matches: CocoMatches, ranking: _Ranking, area: int) -> Floats:
     """Interpolated precision (T, R, K) at the recall points, -1 for classes without objects."""
     outside = matches.outside[area, ranking.rows]
-    found = matches.candidate_object[area][:, ranking.candidates] >= 0
+    right = _right_candidates(matches, area)[:, ranking.candidates]
     ignored = matches.candidate_ignored[area][:, ranking.candidates]
-    right = found & ~ignored
     # What counts up to each event: all detections inside the area range, put right for candidates, whose
     # match may make them count, or not, at some thresholds only.
     inside_before = np.concatenate([[0], np.cumsum(~outside)])
@@ -405,6 +404,12 @@ def _precision(matches: CocoMatches, ranking: _Ranking, area: int) -> Floats:
     return precision
 
 
+def _right_candidates(matches: CocoMatches, area: int) -> Bools:
+    """Candidates that found an object that counts, (T, C)."""
+    right: Bools = (matches.candidate_object[area] >= 0) & ~matches.candidate_ignored[area]
+    return right
+
+
 def _interpolate(precision: Floats, recall: Floats) -> Floats:
     """Best precision at or beyond the first event that reaches each recall point, (T, R); 0 if none does."""
     best_ahead = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
@@ -415,8 +420,7 @@ def _interpolate(precision: Floats, recall: Floats) -> Floats:
 
 def _recall(matches: CocoMatches, ranking: _Ranking, area: int) -> Floats:
     """Recall (T, K, M) with at most so many detections of an image and class, -1 without objects."""
-    found = matches.candidate_object[area][:, ranking.candidates] >= 0
-    right = found & ~matches.candidate_ignored[area][:, ranking.candidates]
+    right = _right_candidates(matches, area)[:, ranking.candidates]
     rank = matches.rank[ranking.rows[ranking.events]]
     positives = ranking.positives[area]
     present = positives > 0
