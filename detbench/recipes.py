@@ -452,6 +452,7 @@ def _load_base(path: Path) -> BaseText:
 @cache
 def _load_file(path: Path, name: str) -> Recipe:
     text = read_part(RecipeText, read_toml(path), where=str(name))
+    metrics = list(text.recipe.metrics)
     rows: dict[str, Row] = {}
     problems = []
     for row in text.row:
@@ -464,23 +465,31 @@ def _load_file(path: Path, name: str) -> Recipe:
         for point in sweep.point:
             if point.label not in rows:
                 rows[point.label] = point_row(sweep, point)
+            elif point != Point(value=point.value, label=point.label):
+                problems.append(
+                    f"{name}, sweep '{sweep.param}': the row '{point.label}' exists, so its point says "
+                    "nothing but value and label"
+                )
     for claim in text.claim:
         problems += [
             f"{name}, claim '{claim.text}': no row is called '{label}'{closest(label, list(rows))}"
             for label in claim.rows
             if label not in rows
         ]
-        if claim.metric not in text.recipe.metrics:
-            problems.append(f"{name}, claim '{claim.text}': {claim.metric} is no metric of this table")
+        if claim.metric not in metrics:
+            problems.append(
+                f"{name}, claim '{claim.text}': {claim.metric} is no metric of this table"
+                f"{closest(claim.metric, metrics)}"
+            )
     if text.recipe.baseline and text.recipe.baseline not in rows:
         problems.append(
             f"{name}: baseline: no row is called '{text.recipe.baseline}'{closest(text.recipe.baseline, list(rows))}"
         )
     for row in rows.values():
         problems += [
-            f"{name}, row '{row.label}': reported: {metric} is no metric of this table"
+            f"{name}, row '{row.label}': reported: {metric} is no metric of this table{closest(metric, metrics)}"
             for metric in row.reported
-            if metric not in text.recipe.metrics
+            if metric not in metrics
         ]
     if problems:
         raise RecipeError(problems)
@@ -575,7 +584,11 @@ def _closest_path(key: str, known: list[str]) -> str:
     if "did you mean" in hint:
         return hint
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
-    return closest(last, siblings) if siblings else closest(key.split(".")[0], [k for k in known if "." not in k])
+    return (
+        closest(last, siblings)
+        if siblings
+        else closest(key.split(".")[0], [k for k in known if "." not in k])
+    )
 
 
 def _put(tree: Any, steps: Sequence[str], value: Any) -> Any:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar, Union, dataclass_transform, get_args, get_origin
 
@@ -149,7 +150,9 @@ def _names(hint: Any, tree: Any) -> list[str]:
     return [f.name for m in members for f in dataclasses.fields(m)]
 
 
-def _walk(hint: Any, tree: Any, path: tuple[str | int, ...]) -> Iterator[tuple[Any, Any, tuple[str | int, ...]]]:
+def _walk(
+    hint: Any, tree: Any, path: tuple[str | int, ...]
+) -> Iterator[tuple[Any, Any, tuple[str | int, ...]]]:
     """Follows a path through type hints and the tree side by side."""
     yield hint, tree, path
     if not path:
@@ -192,7 +195,19 @@ def _complaints(cls: type, tree: Mapping[str, Any], error: ValidationError) -> l
                 if "did you mean" in line:
                     line += f" (known here: {', '.join(sorted(known))})"
             case "union_tag_not_found":
-                line = f"{place}: says no kind"
+                slips = difflib.get_close_matches("kind", list(item["input"]), n=1)
+                line = (
+                    f"{place}.{slips[0]}: no such key; did you mean 'kind'?"
+                    if slips
+                    else f"{place}: says no kind"
+                )
+            case "literal_error" if path[-1] == "[key]":
+                known = [word.strip(" '") for word in re.split(",| or ", item["ctx"]["expected"])]
+                line = f"{place.removesuffix('.[key]')}: no such key{closest(str(path[-2]), known)}"
+            case "missing" | "missing_argument" if _is_free_name(cls, tree, path[:-1]):
+                # Nothing forbids the name, but half a part under it may be meant for a part beside it.
+                others = [name for name in _at(tree, path[:-2]) if name != path[-2]]
+                line = f"{place.rpartition('.')[0]}: {path[-1]} is missing{closest(str(path[-2]), others)}"
             case "missing" | "missing_argument":
                 line = f"{place}: missing"
             case _:
@@ -218,6 +233,17 @@ def _tree_path(loc: tuple[str | int, ...], tree: Any) -> tuple[str | int, ...]:
             tree = tree[step]
             path.append(step)
     return tuple(path)
+
+
+def _is_free_name(cls: type, tree: Any, path: tuple[str | int, ...]) -> bool:
+    """Whether the path ends in a name that a recipe's author may choose, such as a branch's."""
+    return bool(path) and isinstance(path[-1], str) and not fields_at(cls, tree, path)
+
+
+def _at(tree: Any, path: tuple[str | int, ...]) -> Any:
+    for step in path:
+        tree = tree[step]
+    return tree
 
 
 def _lower(message: str) -> str:
