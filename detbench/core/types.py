@@ -37,9 +37,7 @@ class Targets:
     sizes: tuple[tuple[int, int], ...]
 
     @staticmethod
-    def of(
-        labels: Sequence[Tensor], boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
-    ) -> Targets:
+    def of(labels: Sequence[Tensor], boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Targets:
         """Joins images: labels (N,), boxes (N, 4) and (height, width) of each."""
         counts = tuple(len(x) for x in labels)
         device = boxes[0].device
@@ -48,6 +46,12 @@ class Targets:
             torch.cat(list(labels)), torch.cat(list(boxes)).reshape(-1, 4), image_idx, counts,
             tuple((int(h), int(w)) for h, w in sizes),
         )  # fmt: skip
+
+    @property
+    def whwh(self) -> Tensor:
+        """(B, 4) width, height, width, height of each image: what divides xyxy boxes to normalise them."""
+        sizes = [(w, h, w, h) for h, w in self.sizes]
+        return torch.tensor(sizes, dtype=self.boxes.dtype, device=self.boxes.device)
 
     def to(self, device: torch.device | str) -> Targets:
         """The same objects on another device."""

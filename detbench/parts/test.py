@@ -4,9 +4,13 @@ Two experiments that differ here only share one training (DATE, Tables 6 and 7).
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from detbench.parts.part import Count, Fraction, OneOf, Positive, part
+
+if TYPE_CHECKING:
+    from detbench.core.types import DensePredictions, Detections
 
 
 @part
@@ -23,6 +27,12 @@ class TopK:
     score_threshold: Fraction = 0.01
     per_level: Count | None = 100
     keep: Count = 100
+
+    def __call__(self, predictions: DensePredictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        """What is kept of each image of `sizes` (height, width, unpadded), boxes clipped to it."""
+        from detbench.core.postprocess import detect_top_k
+
+        return detect_top_k(self, predictions, sizes)
 
 
 @part
@@ -41,6 +51,12 @@ class Nms:
     per_level: Count | None = 1000
     iou_threshold: Positive = 0.5
     keep: Count = 100
+
+    def __call__(self, predictions: DensePredictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        """What is kept of each image of `sizes` (height, width, unpadded), boxes clipped to it."""
+        from detbench.core.postprocess import detect_nms
+
+        return detect_nms(self, predictions, sizes)
 
 
 @part

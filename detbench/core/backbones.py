@@ -1,0 +1,255 @@
+"""Images to features C3, C4, C5: bodies, their frozen parts, and where their weights come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import FrozenBatchNorm2d
+
+from detbench.errors import DataError
+
+Features = tuple[Tensor, Tensor, Tensor]
+
+_COUNTER = "num_batches_tracked"
+
+
+class Backbone(nn.Module):
+    """What every body offers.
+
+    Attributes:
+        out_channels: of C3, C4 and C5.
+        strides: pixels per cell of C3, C4 and C5.
+    """
+
+    out_channels: tuple[int, int, int]
+    strides: tuple[int, int, int] = (8, 16, 32)
+
+    def forward(self, images: Tensor) -> Features:
+        """(B, 3, H, W) images to C3, C4 and C5."""
+        raise NotImplementedError
+
+
+class ResNet(Backbone):
+    """A ResNet of torchvision's layout, without its classifier; parameters keep torchvision's names.
+
+    Args:
+        net: the classifier to take the body of.
+        frozen_stages: how many of stem, layer1, ..., layer4 aren't trained; their norms stay in eval mode.
+    """
+
+    def __init__(self, net: torchvision.models.ResNet, *, frozen_stages: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        c5: int = net.fc.in_features
+        self.out_channels = (c5 // 4, c5 // 2, c5)
+        stages = [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
+        self._frozen = [module for stage in stages[:frozen_stages] for module in stage]
+        for module in self._frozen:
+            module.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Features:
+        """(B, 3, H, W) images to C3, C4 and C5."""
+        x = self.maxpool(self.relu(_conv_norm(self.conv1, self.bn1, images)))
+        c3 = self.layer2(self.layer1(x))
+        c4 = self.layer3(c3)
+        return c3, c4, self.layer4(c4)
+
+    def train(self, mode: bool = True) -> ResNet:
+        """As of any module, except that frozen stages stay in eval mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+
+class SmallResNet(Backbone):
+    """A small residual body, to be trained from scratch: a stem and a basic block for each stride 4 to 32."""
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__()
+        channels = [width, 2 * width, 3 * width, 4 * width, 6 * width]
+        self.out_channels = (channels[2], channels[3], channels[4])
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        )
+        self.stages = nn.ModuleList(_halving_block(before, after) for before, after in pairwise(channels))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Features:
+        """(B, 3, H, W) images to C3, C4 and C5."""
+        c2, c3, c4, c5 = self.stages
+        x3 = c3(c2(self.stem(images)))
+        x4 = c4(x3)
+        return x3, x4, c5(x4)
+
+
+def build_resnet(
+    *,
+    depth: Literal[18, 34, 50, 101],
+    stride_in: Literal["1x1", "3x3"],
+    weights: str,
+    norm: Literal["frozen", "batch"],
+    frozen_stages: int,
+) -> ResNet:
+    """The body that `detbench.parts.backbones.ResNet` describes.
+
+    Raises:
+        DataError: when the weights can't be had or don't fit.
+    """
+    block, layers = {
+        18: (_BasicBlock, [2, 2, 2, 2]),
+        34: (_BasicBlock, [3, 4, 6, 3]),
+        50: (_CaffeBottleneck if stride_in == "1x1" else _Bottleneck, [3, 4, 6, 3]),
+        101: (_CaffeBottleneck if stride_in == "1x1" else _Bottleneck, [3, 4, 23, 3]),
+    }[depth]
+    net = torchvision.models.ResNet(
+        block, layers, norm_layer=FoldedNorm if norm == "frozen" else nn.BatchNorm2d
+    )
+    body = ResNet(net, frozen_stages=frozen_stages)
+    if weights != "none":
+        where, state = _weights_of(weights, depth)
+        _load(body, state, where=where)
+    return body
+
+
+class _BasicBlock(BasicBlock):  # type: ignore[misc]  # torchvision ships no types
+    """torchvision's block, with frozen norms folded into the convolutions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(_conv_norm(self.conv1, self.bn1, x))
+        y = _conv_norm(self.conv2, self.bn2, y).add_(_shortcut(self.downsample, x))
+        return cast(Tensor, self.relu(y))
+
+
+class _Bottleneck(Bottleneck):  # type: ignore[misc]  # torchvision ships no types
+    """torchvision's block (stride in the 3x3 convolution), with frozen norms folded into the convolutions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(_conv_norm(self.conv1, self.bn1, x))
+        y = self.relu(_conv_norm(self.conv2, self.bn2, y))
+        y = _conv_norm(self.conv3, self.bn3, y).add_(_shortcut(self.downsample, x))
+        return cast(Tensor, self.relu(y))
+
+
+class _CaffeBottleneck(_Bottleneck):
+    """The original block: the stride sits in the first 1x1 convolution (spec 1.1)."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.conv1.stride, self.conv2.stride = self.conv2.stride, self.conv1.stride
+
+
+class FoldedNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision ships no types
+    """A BatchNorm whose statistics and affine parameters are fixed, folded into the convolution before it."""
+
+    def forward(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        """norm(conv(x)), with one pass less over the feature map."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return F.conv2d(x, conv.weight * scale[:, None, None, None], shift, conv.stride, conv.padding)
+
+
+def _conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    y: Tensor = norm(x, conv) if isinstance(norm, FoldedNorm) else norm(conv(x))
+    return y
+
+
+def _shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
+    return x if downsample is None else _conv_norm(downsample[0], downsample[1], x)  # type: ignore[arg-type]
+
+
+def _halving_block(before: int, after: int) -> nn.Module:
+    """A basic block with BatchNorm that halves the resolution."""
+    shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=2, bias=False), nn.BatchNorm2d(after))
+    block: nn.Module = BasicBlock(before, after, stride=2, downsample=shortcut)
+    return block
+
+
+def _weights_of(weights: str, depth: int) -> tuple[str, Mapping[str, Tensor]]:
+    """Where weights come from, as a message should call it, and the tensors themselves."""
+    if weights == "torchvision":
+        where = f"torchvision's ResNet-{depth} weights"
+        try:
+            # Version 1 throughout: it is what the papers started from, and all depths have it.
+            state = torchvision.models.get_weight(f"ResNet{depth}_Weights.IMAGENET1K_V1").get_state_dict(
+                progress=False, check_hash=True
+            )
+        except OSError as error:
+            raise DataError(
+                f"{where}: couldn't be downloaded ({error}). Give the path of a checkpoint in "
+                "detector.backbone.weights, or 'none' to start from random weights."
+            ) from None
+        return where, state
+    path = Path(weights)
+    if not path.is_file():
+        raise DataError(
+            f"{weights}: no such file. detector.backbone.weights must be 'none', 'torchvision' or the path "
+            "of a .pth or .safetensors checkpoint."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return weights, load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
+        raise DataError(f"{weights}: can't be read as a checkpoint ({str(error).splitlines()[0]}).") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    return weights, state
+
+
+def _load(body: ResNet, state: Mapping[str, Tensor], *, where: str) -> None:
+    """Copies a checkpoint's tensors in, whatever prefix its names have.
+
+    Raises:
+        DataError: names every kind of misfit.
+    """
+    probe = "layer1.0.conv1.weight"
+    prefixes = [key.removesuffix(probe) for key in state if key.endswith(probe)]
+    prefix = min(prefixes, key=len, default="")
+    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    wanted = body.state_dict()
+    # The classifier isn't part of the body; a norm's counter of batches matters to no result.
+    found = {k: v for k, v in found.items() if not k.startswith("fc.") and not k.endswith(_COUNTER)}
+    expected = {k for k in wanted if not k.endswith(_COUNTER)}
+    problems = [
+        _some("missing", sorted(expected - found.keys())),
+        _some("not part of this backbone", sorted(found.keys() - expected)),
+        _some(
+            "of another shape",
+            [
+                f"{k} {tuple(found[k].shape)} for {tuple(wanted[k].shape)}"
+                for k in sorted(expected & found.keys())
+                if found[k].shape != wanted[k].shape
+            ],
+        ),
+    ]
+    if any(problems):
+        raise DataError(
+            f"{where}: doesn't fit detector.backbone; " + "; ".join(p for p in problems if p)
+            + ". Check detector.backbone.depth."
+        )  # fmt: skip
+    body.load_state_dict(found, strict=False)
+
+
+def _some(what: str, names: list[str]) -> str:
+    """`3 missing (a, b, c)`, at most three names spelled out; empty for none."""
+    if not names:
+        return ""
+    more = ", ..." if len(names) > 3 else ""
+    return f"{len(names)} {what} ({', '.join(names[:3])}{more})"

@@ -1,0 +1,1 @@
+"""Whole networks: what turns images into predictions. They compute no loss and pick no match."""

@@ -1,0 +1,98 @@
+"""From predictions to detections: thresholds, top-k, non-maximum suppression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from detbench.core.boxes import clip_boxes
+from detbench.core.types import DensePredictions, Detections
+
+if TYPE_CHECKING:
+    from detbench.parts.test import Nms, TopK
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """(prediction, class) pairs that may become detections.
+
+    Attributes:
+        boxes: (B, K, 4) xyxy pixels, clipped to the unpadded image.
+        scores: (B, K) class probability, times centre-ness where there is one.
+        labels: (B, K) class indices.
+        kept: (B, K) bool, whether the class probability exceeds the threshold.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    kept: Tensor
+
+
+@torch.no_grad()
+def detect_top_k(
+    rule: TopK, predictions: DensePredictions, sizes: Sequence[tuple[int, int]]
+) -> list[Detections]:
+    """The best pairs of each image, without suppression (spec 4.5)."""
+    found = candidates(predictions, sizes, score_threshold=rule.score_threshold, per_level=rule.per_level)
+    scores = found.scores.masked_fill(~found.kept, -1.0)
+    best, order = scores.topk(min(rule.keep, scores.shape[1]))
+    counts = (best >= 0).sum(1).tolist()
+    boxes = found.boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    labels = found.labels.gather(1, order)
+    return [Detections(boxes[i, :n], best[i, :n], labels[i, :n]) for i, n in enumerate(counts)]
+
+
+@torch.no_grad()
+def detect_nms(
+    rule: Nms, predictions: DensePredictions, sizes: Sequence[tuple[int, int]]
+) -> list[Detections]:
+    """What class-wise non-maximum suppression leaves of each image (spec 1.4, 1.5)."""
+    found = candidates(predictions, sizes, score_threshold=rule.score_threshold, per_level=rule.per_level)
+    detections = []
+    for boxes, scores, labels, kept in zip(found.boxes, found.scores, found.labels, found.kept, strict=True):
+        boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
+        best = batched_nms(boxes, scores, labels, rule.iou_threshold)[: rule.keep]
+        detections.append(Detections(boxes[best], scores[best], labels[best]))
+    return detections
+
+
+def candidates(
+    predictions: DensePredictions,
+    sizes: Sequence[tuple[int, int]],
+    *,
+    score_threshold: float,
+    per_level: int | None,
+) -> Candidates:
+    """The pairs of greatest class probability on each level, levels joined.
+
+    Choice and threshold look at the class probability alone; centre-ness enters the score (spec 1.4).
+
+    Args:
+        predictions: of a batch.
+        sizes: height and width of each unpadded image.
+        score_threshold: what a pair's class probability must exceed.
+        per_level: pairs of each level; None for all.
+    """
+    num_classes = predictions.pred_logits.shape[-1]
+    logits, places, start = [], [], 0
+    for level in torch.split(predictions.pred_logits, list(predictions.anchors.level_sizes), 1):
+        pairs = level.flatten(1)
+        best, place = pairs.topk(min(per_level or pairs.shape[1], pairs.shape[1]))
+        logits.append(best)
+        places.append(place + start)
+        start += pairs.shape[1]
+    prob, place = torch.cat(logits, 1).sigmoid(), torch.cat(places, 1)
+    pred_idx, labels = place.div(num_classes, rounding_mode="floor"), place % num_classes
+
+    scores = prob
+    if predictions.pred_centerness is not None:
+        scores = prob * predictions.pred_centerness.gather(1, pred_idx).sigmoid()
+    boxes = predictions.pred_boxes.gather(1, pred_idx[..., None].expand(-1, -1, 4))
+    whwh = boxes.new_tensor([(w, h, w, h) for h, w in sizes])[:, None]
+    return Candidates(clip_boxes(boxes, whwh), scores, labels, prob > score_threshold)

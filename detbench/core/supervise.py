@@ -1,0 +1,116 @@
+"""Where assignment meets loss: the matched pairs of a batch, and what a branch makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from detbench.core.distributed import mean_over_processes
+from detbench.core.losses.centerness import centerness_target
+from detbench.core.types import DensePredictions, Matches, Targets
+
+if TYPE_CHECKING:
+    from detbench.parts.branches import Branch
+    from detbench.parts.losses import DivideBy
+
+# mmdetection 2.25 adds float32's epsilon to every normaliser (spec 0), so that nothing over nothing is 0.
+_EPSILON = torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """A branch's predictions with the objects they answer for; each gathered once, on first use.
+
+    Attributes:
+        predictions: of a batch.
+        targets: the batch's objects.
+        matches: which prediction answers for which object.
+    """
+
+    predictions: DensePredictions
+    targets: Targets
+    matches: Matches
+
+    def gather(self, x: Tensor) -> Tensor:
+        """(B, Q, ...) values of all predictions to (K, ...) those of the matched ones."""
+        return x.flatten(0, 1).index_select(0, self._place)
+
+    @cached_property
+    def pred_boxes(self) -> Tensor:
+        """(K, 4) xyxy pixels of the matched predictions."""
+        return self.gather(self.predictions.pred_boxes)
+
+    @cached_property
+    def anchor_boxes(self) -> Tensor:
+        """(K, 4) xyxy pixels of the anchors of the matched predictions."""
+        return self.predictions.anchors.boxes[self.matches.pred_idx]
+
+    @cached_property
+    def target_boxes(self) -> Tensor:
+        """(K, 4) xyxy pixels of the objects they answer for."""
+        return self.targets.boxes[self.matches.target_idx]
+
+    @cached_property
+    def target_labels(self) -> Tensor:
+        """(K,) classes of the objects they answer for."""
+        return self.targets.labels[self.matches.target_idx]
+
+    @cached_property
+    def whwh(self) -> Tensor:
+        """(K, 4) width, height, width, height of each pair's unpadded image."""
+        return self.targets.whwh[self.matches.image_idx]
+
+    @cached_property
+    def centerness_targets(self) -> Tensor:
+        """(K,) centre-ness of each matched location in its object, in the predictions' precision."""
+        centers = self.predictions.anchors.centers[self.matches.pred_idx]
+        return centerness_target(centers, self.target_boxes).to(self.predictions.pred_boxes.dtype)
+
+    @cached_property
+    def is_last(self) -> Tensor:
+        """(K,) False where a later pair names the same prediction again."""
+        order = torch.arange(len(self._place), device=self._place.device)
+        num_images, num_predictions = self.predictions.pred_logits.shape[:2]
+        last = order.new_zeros(num_images * num_predictions).scatter_reduce_(0, self._place, order, "amax")
+        return last[self._place] == order
+
+    @cached_property
+    def mean_positives(self) -> Tensor:
+        """Number of matched pairs, averaged over processes."""
+        boxes = self.predictions.pred_boxes
+        return mean_over_processes(boxes.new_tensor(float(len(self._place))))
+
+    def normaliser(self, divide_by: DivideBy) -> Tensor:
+        """What a summed loss is divided by; `detbench.parts.losses` says what each name means."""
+        match divide_by:
+            case "positives":
+                return self.mean_positives.clamp(min=1)
+            case "positives_raw":
+                return self.mean_positives
+            case "positives_local":
+                ones = torch.ones_like(self.matches.image_idx)
+                of_image = ones.new_zeros(len(self.targets.counts)).index_add_(
+                    0, self.matches.image_idx, ones
+                )
+                return of_image.clamp(min=1).sum()
+            case "centerness":
+                return mean_over_processes(self.centerness_targets.sum()).clamp(min=1e-6)
+
+    @cached_property
+    def _place(self) -> Tensor:
+        """(K,) indices into the predictions of all images laid end to end."""
+        return self.matches.image_idx * self.predictions.pred_logits.shape[1] + self.matches.pred_idx
+
+
+def supervise(branch: Branch, predictions: DensePredictions, targets: Targets) -> dict[str, Tensor]:
+    """The branch's losses by name, weighed and normalised; their sum is what the branch adds to training."""
+    supervision = Supervision(predictions, targets, branch.assigner(predictions, targets))
+    losses = {}
+    for name, loss in branch.losses.items():
+        mean = loss(supervision) / (supervision.normaliser(loss.divide_by) + _EPSILON)
+        losses[name] = branch.weight * loss.weight * mean
+    return losses
