@@ -7,13 +7,14 @@ import json
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 from detbench.data.coco import SPLITS
 from detbench.errors import DataError
@@ -89,8 +90,10 @@ def write(source: Drawn, folder: Path, *, progress: Callable[[int, int], None] |
             for index in range(counts[split]):
                 image, boxes, labels = draw(source, split, index)
                 file_name = f"{split}_{index:06d}.png"
-                # The noise leaves nothing for stronger compression to find.
-                Image.fromarray(image).save(partial / "images" / file_name, compress_level=1)
+                # The noise leaves repetition, the slow part of compression, nothing to find.
+                Image.fromarray(image).save(
+                    partial / "images" / file_name, compress_level=1, compress_type=zlib.Z_HUFFMAN_ONLY
+                )
                 coco.add(file_name, boxes, labels)
                 done += 1
                 if progress is not None:
@@ -170,8 +173,8 @@ class _Canvas:
         coarse = rng.integers(40, 216, (cells, cells, 3), dtype=np.uint8)
         background = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
         self._distract(ImageDraw.Draw(background), rng)
-        self._pixels = np.array(background)
-        self._free = np.ones((side, side), dtype=bool)
+        self._image = background
+        self._free = Image.new("L", (side, side), 255)
 
     def _distract(self, pen: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
         """Lines and blobs of no class, under everything else."""
@@ -197,34 +200,33 @@ class _Canvas:
             Whether it was put; False where too little of it would show.
         """
         corners = np.concatenate([points for points, _ in parts]) * _FINE
-        x0, y0 = np.floor(corners.min(0)).astype(int)
-        x1, y1 = np.ceil(corners.max(0)).astype(int)
-        patch = Image.new("RGBA", (int(x1 - x0), int(y1 - y0)))
+        x0, y0 = np.floor(corners.min(0)).astype(int).tolist()
+        x1, y1 = np.ceil(corners.max(0)).astype(int).tolist()
+        patch = Image.new("RGBA", (x1 - x0, y1 - y0))
         pen = ImageDraw.Draw(patch)
         edge = max(1, round(self.scale * _FINE / 2))
         for points, fill in parts:
             # PIL's coordinates name the centres of pixels.
             where = [tuple(point) for point in (points * _FINE - (x0 + 0.5, y0 + 0.5)).tolist()]
             pen.polygon(where, fill=fill, outline=outline or fill, width=edge)
-        drawn = np.asarray(patch)
-        shape = drawn[:, :, 3] > 0
-        region = (slice(y0, y1), slice(x0, x1))
-        visible = shape & self._free[region]
-        if np.count_nonzero(visible) < least_visible * np.count_nonzero(shape):
+        shape = patch.getchannel("A")
+        visible = ImageChops.darker(shape, self._free.crop((x0, y0, x1, y1)))
+        if visible.histogram()[255] < least_visible * shape.histogram()[255]:
             return False
-        self._free[region] &= ~shape
-        self._pixels[region][visible] = drawn[:, :, :3][visible]
+        self._free.paste(0, (x0, y0), shape)
+        self._image.paste(patch, (x0, y0), visible)
         return True
 
-    def mean_colour(self, box: Box) -> NDArray[np.float64]:
-        """(3,) mean of what now stands in an xywh box."""
-        x, y, w, h = (round(v * _FINE) for v in box)
-        mean: NDArray[np.float64] = self._pixels[y : y + max(h, 1), x : x + max(w, 1)].mean((0, 1))
-        return mean
+    def mean_colour(self, box: Box) -> Colour:
+        """Of what now stands in an xywh box of image pixels."""
+        x, y, w, h = box
+        corners = (x * _FINE, y * _FINE, (x + w) * _FINE, (y + h) * _FINE)
+        red, green, blue = self._image.resize((1, 1), Image.Resampling.BOX, corners).tobytes()
+        return red, green, blue
 
     def finished(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         """The image: averaged down, with noise. In whole numbers, so that all machines draw the same."""
-        small = np.asarray(Image.fromarray(self._pixels).reduce(_FINE), dtype=np.int16)
+        small = np.asarray(self._image.reduce(_FINE), dtype=np.int16)
         amplitude = int(rng.integers(6, 36))
         noise = rng.integers(-amplitude, amplitude + 1, small.shape, dtype=np.int16)
         image: NDArray[np.uint8] = np.clip(small + noise, 0, 255).astype(np.uint8)
@@ -277,7 +279,7 @@ def _figure(height: float, rng: np.random.Generator) -> tuple[Points, Points, Po
     """Head, torso and legs of a person, feet at y = height."""
     half = height * rng.uniform(0.17, 0.24)
     radius, neck, hip = 0.11 * height, 0.2 * height, height * rng.uniform(0.52, 0.6)
-    head = _ring(17, 0, math.tau) * radius + (rng.uniform(-0.2, 0.2) * half, radius)
+    head = _DISC * radius + (rng.uniform(-0.2, 0.2) * half, radius)
     torso = np.array([(-0.6, neck), (0.6, neck), (1, hip), (-1, hip)]) * (half, 1)
     step = rng.uniform(0.2, 0.9)
     legs = np.array(
@@ -316,11 +318,11 @@ def _colour(rng: np.random.Generator) -> Colour:
     return red, green, blue
 
 
-def _colour_unlike(other: NDArray[np.float64], rng: np.random.Generator) -> Colour:
+def _colour_unlike(other: Colour, rng: np.random.Generator) -> Colour:
     """A colour that can be told from another through the noise."""
     while True:
         colour = _colour(rng)
-        if np.abs(colour - other).max() >= 64:
+        if max(abs(mine - its) for mine, its in zip(colour, other, strict=True)) >= 64:
             return colour
 
 
@@ -331,6 +333,8 @@ def _ring(corners: int, start: float, stop: float, radii: tuple[float, ...] = (1
     return points
 
 
+_DISC = _ring(33, 0, math.tau)
+
 _CROSS = np.array(
     [(-1, -0.35), (-0.35, -0.35), (-0.35, -1), (0.35, -1), (0.35, -0.35), (1, -0.35),
      (1, 0.35), (0.35, 0.35), (0.35, 1), (-0.35, 1), (-0.35, 0.35), (-1, 0.35)]
@@ -340,7 +344,7 @@ _CROSS = np.array(
 _OUTLINES: dict[str, Points] = {
     "square": np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], dtype=float),
     "triangle": np.array([(0, -1), (1, 1), (-1, 1)], dtype=float),
-    "disc": _ring(33, 0, math.tau),
+    "disc": _DISC,
     "star": _ring(11, -math.pi / 2, 1.5 * math.pi, radii=(1, 0.42)),
     "cross": _CROSS,
     "diamond": np.array([(0, -1), (1, 0), (0, 1), (-1, 0)], dtype=float),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -36,7 +36,7 @@ def train_batches(
     workers: int,
     rank: int = 0,
     world: int = 1,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Training batches without end, from any step on.
 
     The images of epoch e stand in an order drawn from (seed, e), the epochs one after the other in one row.
@@ -63,7 +63,9 @@ def train_batches(
     return _batches(_Prepare(split, data.train, seed, data.pixels.pad_multiple), plan, workers)
 
 
-def test_batches(split: DetectionData, data: Data, *, batch: int, workers: int) -> Iterator[Batch]:
+def test_batches(
+    split: DetectionData, data: Data, *, batch: int, workers: int
+) -> Generator[Batch, None, None]:
     """Every image of a split once, in the annotations' order; the last batch may be smaller.
 
     Args:
@@ -120,7 +122,7 @@ class _Prepare(Dataset[Batch | DataError]):
         return collate(samples, self.pad_multiple)
 
 
-def _batches(prepare: _Prepare, plan: Iterable[_Plan], workers: int) -> Iterator[Batch]:
+def _batches(prepare: _Prepare, plan: Iterable[_Plan], workers: int) -> Generator[Batch, None, None]:
     prepared: Iterable[Batch | DataError]
     if workers:
         # Its own generator, because a loader otherwise draws a number from the global one.

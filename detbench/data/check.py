@@ -1,0 +1,233 @@
+"""Everything that is wrong or odd about a data set in a folder, not only the first of it. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from detbench.data.coco import SPLITS, Annotations, Layout, find_layout, inspect_annotations
+from detbench.data.images import read_image
+from detbench.errors import DataError
+
+# Annotators and rounding leave boxes a little outside; only beyond this many pixels it is worth a word.
+_SLACK = 1.0
+
+# COCO's metrics count this many detections of an image.
+_MAX_DETECTIONS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing found.
+
+    Attributes:
+        severity: "error": can't be used so; "warning": is used, perhaps not as meant; "note": good to know.
+        where: file and record.
+        what: what was found.
+        advice: what to do, or what is done with it; may be empty.
+    """
+
+    severity: Literal["error", "warning", "note"]
+    where: str
+    what: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What one split holds.
+
+    Attributes:
+        images: number of images.
+        empty_images: those without annotations.
+        boxes: number of boxes that are not iscrowd.
+        crowds: number of iscrowd boxes.
+        sizes: boxes that COCO counts as small, medium and large.
+        classes: boxes of each class by name, iscrowd left out.
+        sides: least and greatest image side in pixels.
+        densest: the most boxes in one image, iscrowd left out.
+    """
+
+    images: int
+    empty_images: int
+    boxes: int
+    crowds: int
+    sizes: tuple[int, int, int]
+    classes: dict[str, int]
+    sides: tuple[int, int]
+    densest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a check found: findings, errors first, and a summary of each split that could be read."""
+
+    findings: tuple[Finding, ...]
+    summaries: dict[str, Summary] = field(default_factory=dict)
+
+    def summary_lines(self) -> list[str]:
+        """The summaries as text, a line for each split."""
+        return [
+            f"{split}: {s.images} images of {s.sides[0]} to {s.sides[1]} pixels, {s.empty_images} of them "
+            f"empty; {s.boxes} boxes ({s.sizes[0]} small, {s.sizes[1]} medium, {s.sizes[2]} large; up to "
+            f"{s.densest} in an image) and {s.crowds} crowds; {sum(n > 0 for n in s.classes.values())} of "
+            f"{len(s.classes)} classes occur"
+            for split, s in self.summaries.items()
+        ]
+
+
+def check(root: Path, *, splits: Sequence[str] = SPLITS) -> Report:
+    """Lists what is wrong or odd about a COCO-format data set, opening every image file.
+
+    Args:
+        root: the data set's folder.
+        splits: which of "train" and "val" to look at.
+    """
+    try:
+        layout = find_layout(root)
+    except DataError as error:
+        return Report((Finding("error", str(root), _what(error, root)),))
+    findings: list[Finding] = []
+    read: dict[str, Annotations] = {}
+    for split in splits:
+        path = layout[split].annotations
+        try:
+            read[split], problems = inspect_annotations(path)
+        except DataError as error:
+            findings.append(Finding("error", str(path), _what(error, path)))
+            continue
+        findings += [Finding("error", f"{path}: {p.record}", p.what) for p in problems]
+        findings += _odd_boxes(read[split])
+        findings += _odd_images(read[split])
+        findings += _unreadable_images(read[split], layout[split].images)
+    if len(read) == len(SPLITS):
+        findings += _odd_splits(read["train"], read["val"], layout)
+    order = ("error", "warning", "note")
+    findings.sort(key=lambda finding: order.index(finding.severity))
+    return Report(tuple(findings), {split: _summary(annotations) for split, annotations in read.items()})
+
+
+def _odd_boxes(a: Annotations) -> Iterator[Finding]:
+    """What is odd about single annotations and classes."""
+    limits = np.stack([a.widths, a.heights], axis=1)[a.image_idx]
+    low, sides = a.boxes[:, :2], a.boxes[:, 2:]
+    high = low + sides
+    degenerate = (sides <= 0).any(axis=1)
+    outside = ~degenerate & ((high <= 0) | (low >= limits)).any(axis=1)
+    beyond = ~degenerate & ~outside & ((low < -_SLACK) | (high > limits + _SLACK)).any(axis=1)
+    _, first = np.unique(np.column_stack([a.image_idx, a.labels, a.boxes]), axis=0, return_index=True)
+    repeated = np.ones(len(a.labels), dtype=bool)
+    repeated[first] = False
+    left_out = "Training leaves it out; evaluation keeps it, as pycocotools does."
+    for odd, what, advice in (
+        (degenerate, "has no area", left_out),
+        (outside, "lies wholly outside its image", left_out),
+        (beyond, "reaches out of its image", "Training clips it; evaluation keeps it, as pycocotools does."),
+        (repeated, "repeats another box of its image and class", "Remove one of them."),
+    ):
+        for i in np.flatnonzero(odd):
+            box = ", ".join(f"{v:g}" for v in a.boxes[i])
+            yield Finding(
+                "warning", f"{a.path}: annotation {a.annotation_ids[i]}", f"bbox [{box}] {what}", advice
+            )
+    absent = [name for name, n in zip(a.category_names, _per_class(a), strict=True) if not n]
+    if absent:
+        yield Finding("note", str(a.path), f"no box of {len(absent)} classes: {', '.join(absent)}")
+    if (a.annotation_ids == 0).any():
+        yield Finding(
+            "warning",
+            f"{a.path}: annotation 0",
+            "pycocotools takes a match with id 0 for a miss",
+            "Count annotation ids from 1.",
+        )
+
+
+def _odd_images(a: Annotations) -> Iterator[Finding]:
+    """What is odd about image records."""
+    counts = np.bincount(a.image_idx[~a.iscrowd], minlength=a.num_images)
+    empty = np.flatnonzero(np.diff(a.offsets) == 0)
+    if len(empty):
+        yield Finding(
+            "note",
+            str(a.path),
+            f"{len(empty)} images have no annotations, the first is {a.file_names[empty[0]]}",
+            "Training leaves them out unless told otherwise; evaluation keeps them.",
+        )
+    crowded = np.flatnonzero(counts > _MAX_DETECTIONS)
+    if len(crowded):
+        yield Finding(
+            "note",
+            str(a.path),
+            f"{len(crowded)} images have more than {_MAX_DETECTIONS} boxes, up to {counts.max()}",
+            f"COCO's metrics count the best {_MAX_DETECTIONS} detections of an image, so AP can't reach 100.",
+        )
+    for name, count in Counter(a.file_names).items():
+        if count > 1:
+            yield Finding(
+                "warning", f"{a.path}: {name}", f"{count} image records name this file", "Merge them."
+            )
+
+
+def _unreadable_images(a: Annotations, folder: Path) -> Iterator[Finding]:
+    def problem(index: int) -> str | None:
+        path = folder / a.file_names[index]
+        try:
+            read_image(path, a.size(index))
+        except DataError as error:
+            return _what(error, path)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes outside the interpreter's lock
+        for index, what in enumerate(pool.map(problem, range(a.num_images))):
+            if what is not None:
+                yield Finding("error", str(folder / a.file_names[index]), what)
+
+
+def _odd_splits(train: Annotations, val: Annotations, layout: Layout) -> Iterator[Finding]:
+    if (train.category_ids.tolist(), train.category_names) != (val.category_ids.tolist(), val.category_names):
+        yield Finding(
+            "error",
+            str(val.path),
+            f"its categories differ from those of {train.path.name}",
+            "Give both the same.",
+        )
+    if layout.train.images == layout.val.images:
+        for name in sorted(set(train.file_names) & set(val.file_names)):
+            yield Finding(
+                "warning", f"{val.path}: {name}", "is a training image too", "What it scores says little."
+            )
+
+
+def _what(error: DataError, path: Path) -> str:
+    """A data error without the place it opens with."""
+    return str(error).removeprefix(f"{path}: ").removesuffix(".")
+
+
+def _per_class(a: Annotations) -> list[int]:
+    """Boxes of each class, iscrowd left out."""
+    counts: list[int] = np.bincount(a.labels[~a.iscrowd], minlength=len(a.category_names)).tolist()
+    return counts
+
+
+def _summary(a: Annotations) -> Summary:
+    boxes = ~a.iscrowd
+    areas = a.areas[boxes]
+    small, large = int((areas < 32**2).sum()), int((areas >= 96**2).sum())
+    sides = np.concatenate([a.widths, a.heights]) if a.num_images else np.zeros(1, dtype=np.int64)
+    return Summary(
+        images=a.num_images,
+        empty_images=int((np.diff(a.offsets) == 0).sum()),
+        boxes=int(boxes.sum()),
+        crowds=int(a.iscrowd.sum()),
+        sizes=(small, len(areas) - small - large, large),
+        classes=dict(zip(a.category_names, _per_class(a), strict=True)),
+        sides=(int(sides.min()), int(sides.max())),
+        densest=int(np.bincount(a.image_idx[boxes], minlength=1).max()),
+    )
