@@ -487,7 +487,8 @@ def _load_file(path: Path, name: str) -> Recipe:
         )
     for row in rows.values():
         problems += [
-            f"{name}, row '{row.label}': reported: {metric} is no metric of this table{closest(metric, metrics)}"
+            f"{name}, row '{row.label}': reported: {metric} is no metric of this table"
+            f"{closest(metric, metrics)}"
             for metric in row.reported
             if metric not in metrics
         ]
