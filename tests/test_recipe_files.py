@@ -153,7 +153,8 @@ def test_rows_tested_on_another_branch_or_with_nms_share_their_training() -> Non
 
 def test_a_long_schedule_keeps_its_factor_at_every_scale_but_smoke() -> None:
     recipe = recipes.load("date/table1")
-    for scale, times in {"smoke": 1, "cpu": 3, "gpu": 3, "paper": 3}.items():
+    factors: dict[recipes.Scale, int] = {"smoke": 1, "cpu": 3, "gpu": 3, "paper": 3}
+    for scale, times in factors.items():
         experiment = recipes.resolve(recipe, recipe.rows["DATE-F (Ours), 36 ep"], Context(scale=scale))
         assert experiment.schedule.times == times
         assert experiment.data.train.kind == ("detr" if scale == "paper" else "fixed")
