@@ -6,18 +6,20 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from detbench.data.check import Report
 from detbench.errors import DataError, RecipeError
 from detbench.parts.part import flatten, plain
 from detbench.recipes import Context, Recipe, Row, changes, resolve, slug
 from detbench.results import read_request, read_result
 from detbench.runs import Cell, estimate, progress
 from detbench.store import Store, state_of
+
+if TYPE_CHECKING:
+    from detbench.data.check import Report
 
 Chosen = Sequence[tuple[Recipe, Sequence[Row]]]
 

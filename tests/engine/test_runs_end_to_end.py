@@ -1,0 +1,267 @@
+"""Whole runs at `smoke` scale: every row of every recipe, and what has to hold whatever happens to the process."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from detbench import recipes, runs
+from detbench.engine import machine
+from detbench.engine.evaluate import ground_truth, read_detections
+from detbench.engine.run import run_experiment
+from detbench.errors import NonFiniteLoss
+from detbench.metrics import pycoco
+from detbench.recipes import Context
+from detbench.results import DETECTIONS, read_curve, read_result
+from detbench.store import CHECKPOINT, ERROR, PREVIOUS, WEIGHTS, Store
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def cell_of(pattern: str, store: Store, *overrides: str, seed: int = 0) -> runs.Cell:
+    context = Context("smoke", None, overrides)
+    (cell,) = runs.plan(recipes.select([pattern]), context, seeds=[seed], store=store)
+    return cell
+
+
+def do(cell: runs.Cell, cache: Path, **options):
+    """The run of a cell in this process."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    runs.request(cell)
+    return run_experiment(
+        cell.experiment, seed=cell.seed, fingerprint=cell.fingerprint, scale=cell.context.scale, folder=cell.folder,
+        cache=cache, device="cpu", **options,
+    )  # fmt: skip
+
+
+def distinct_cells() -> list[tuple[str, recipes.Recipe, recipes.Row]]:
+    """One runnable row for each distinct experiment of all recipes."""
+    seen: dict[str, tuple[str, recipes.Recipe, recipes.Row]] = {}
+    for recipe, rows in recipes.select(["*"]):
+        for row in rows:
+            if not row.quoted and not recipe.needs(row):
+                digest = recipes.resolve(recipe, row, Context("smoke")).digest("any")
+                seen.setdefault(digest, (f"{recipe.name}/{recipes.slug(row.label)}", recipe, row))
+    return list(seen.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, recipe, row", distinct_cells(), ids=lambda x: x if isinstance(x, str) else "")
+def test_every_row_that_can_run_does_at_smoke_scale(name, recipe, row, tmp_path, cache):
+    (cell,) = runs.plan([(recipe, [row])], Context("smoke"), seeds=[0], store=Store(tmp_path))
+    result = do(cell, cache)
+    assert cell.state == "finished"
+    assert result.digest == cell.digest
+    assert 0 <= result.metrics["AP"] <= 100
+    losses = read_curve(cell.folder).steps[-1]["losses"]
+    parts = {f"{branch}.{loss}" for branch, b in cell.experiment.branches.items() for loss in b.losses}
+    assert set(losses) == parts | {"total"}
+    assert losses["total"] == pytest.approx(sum(losses[p] for p in parts), rel=1e-5)
+
+
+def test_the_written_detections_give_the_written_metrics_in_pycocotools(tmp_path, cache):
+    cell = cell_of("quickstart/fcos", Store(tmp_path), "schedule.length=30", "test.postprocess.score_threshold=0.0")
+    result = do(cell, cache)
+    from detbench.data.dataset import open_data
+
+    annotations = open_data(cell.experiment.data, cache).val.annotations
+    truth = ground_truth(annotations, cell.experiment.test.metrics)
+    again = pycoco.evaluate(truth, read_detections(cell.folder / DETECTIONS))
+    for metric, value in again.summary.items():
+        assert result.metrics[metric] == pytest.approx(None if value < 0 else 100 * value, abs=1e-10)
+
+
+def test_equal_seeds_give_equal_bits_and_other_seeds_other_ones(tmp_path, cache):
+    weights = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        cell = cell_of("quickstart/date-f", Store(tmp_path / name), seed=seed)
+        do(cell, cache)
+        weights.append(load_file(cell.folder / WEIGHTS))
+    first, same, other = weights
+    assert all(torch.equal(first[key], same[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_the_number_of_loading_processes_changes_nothing(tmp_path, cache):
+    weights = []
+    for workers in (0, 2):
+        cell = cell_of("quickstart/onenet", Store(tmp_path / str(workers)))
+        do(cell, cache, workers=workers)
+        weights.append(load_file(cell.folder / WEIGHTS))
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("training.ema=0.9",),
+        ("training.accumulate=2",),
+        ("training.precision=bf16",),
+        ("optim.kind=sgd",),
+        ("training.evaluations=2", "schedule.length=4"),
+    ],
+    ids=lambda s: " ".join(s),
+)
+def test_settings_of_the_loop_run_and_change_the_weights(settings, tmp_path, cache):
+    plain, other = cell_of("quickstart/fcos", Store(tmp_path)), cell_of("quickstart/fcos", Store(tmp_path), *settings)
+    assert plain.digest != other.digest
+    do(plain, cache)
+    do(other, cache)
+    a, b = load_file(plain.folder / WEIGHTS), load_file(other.folder / WEIGHTS)
+    assert any(not torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_loss_that_is_not_finite_names_step_images_and_losses_and_keeps_the_checkpoint(tmp_path, cache):
+    cell = cell_of("quickstart/fcos", Store(tmp_path), "optim.lr=1e30", "optim.clip_norm=1e30", "schedule.length=50")
+    with pytest.raises(NonFiniteLoss, match=r"step \d+ of 50: .*not finite .*o2m\.cls.* on the images .*png.*step \d+ is kept"):
+        do(cell, cache, checkpoint_seconds=0)
+    state = torch.load(cell.folder / CHECKPOINT, weights_only=True)
+    assert all(torch.isfinite(v).all() for v in state["model"].values())
+
+
+def test_one_broken_run_does_not_stop_the_others(tmp_path):
+    store = Store(tmp_path)
+    bad = cell_of("quickstart/fcos", store, "optim.lr=1e30", "optim.clip_norm=1e30", "schedule.length=50")
+    good = cell_of("quickstart/onenet", store)
+    outcomes = runs.execute([bad, good], store=store, threads=1)
+    assert [outcome.state for outcome in outcomes] == ["failed", "finished"]
+    assert "not finite" in outcomes[0].message
+    assert bad.state == "failed"
+    assert json.loads((bad.folder / ERROR).read_text())["kind"] == "NonFiniteLoss"
+
+
+def worker(cell: runs.Cell, cache: Path, *options: str) -> subprocess.Popen:
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    runs.request(cell)
+    command = [sys.executable, "-m", "detbench.engine", str(cell.folder), "--cache", str(cache), "--device", "cpu"]
+    return subprocess.Popen([*command, *options], env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_bit_identical_to_one_never_killed(tmp_path, cache):
+    settings = ("schedule.length=40", "training.ema=0.9", "training.evaluations=4")
+    whole = cell_of("quickstart/date-f", Store(tmp_path / "whole"), *settings)
+    killed = cell_of("quickstart/date-f", Store(tmp_path / "killed"), *settings)
+    assert worker(whole, cache).wait() == 0
+    kills = 0
+    for stop_after in (3, 17, 29):
+        process = worker(killed, cache, "--checkpoint-seconds", "0")
+        while process.poll() is None:
+            now = runs.progress(killed.folder)
+            if now is not None and now.step >= stop_after:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+            time.sleep(0.005)
+    assert kills >= 2, "the runs were too quick to be killed"
+    if not (killed.folder / "result.json").is_file():
+        assert worker(killed, cache, "--checkpoint-seconds", "0").wait() == 0
+    a, b = load_file(whole.folder / WEIGHTS), load_file(killed.folder / WEIGHTS)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert read_result(whole.folder).metrics == read_result(killed.folder).metrics
+    one, two = read_curve(whole.folder), read_curve(killed.folder)
+    assert [(e["step"], e["losses"]) for e in one.steps] == [(e["step"], e["losses"]) for e in two.steps]
+    assert [(e["step"], e["metrics"]) for e in one.evaluations] == [(e["step"], e["metrics"]) for e in two.evaluations]
+
+
+def test_a_checkpoint_that_was_cut_off_gives_way_to_the_one_before(tmp_path, cache):
+    settings = ("schedule.length=6",)
+    whole, hurt = (cell_of("quickstart/fcos", Store(tmp_path / name), *settings) for name in ("whole", "hurt"))
+    do(whole, cache)
+    do(hurt, cache, checkpoint_seconds=0)
+    path = hurt.folder / CHECKPOINT
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert (hurt.folder / PREVIOUS).is_file()
+    (hurt.folder / "result.json").unlink()
+    do(hurt, cache)
+    a, b = load_file(whole.folder / WEIGHTS), load_file(hurt.folder / WEIGHTS)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_an_interrupted_worker_saves_and_says_so(tmp_path, cache):
+    cell = cell_of("quickstart/onenet", Store(tmp_path), "schedule.length=100000")
+    process = worker(cell, cache)
+    while runs.progress(cell.folder) is None and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    assert cell.state == "resumable"
+    state = torch.load(cell.folder / CHECKPOINT, weights_only=True)
+    assert state["step"] > 0
+
+
+def test_rows_that_differ_in_the_test_only_train_once(tmp_path):
+    store = Store(tmp_path)
+    chosen = recipes.select(["date/table6/date-f-12-ep*"])
+    cells = runs.plan(chosen, Context("smoke"), seeds=[0], store=store)
+    assert len(cells) == 2
+    assert cells[0].training_digest == cells[1].training_digest
+    outcomes = runs.execute(cells, store=store, jobs=2, threads=1)
+    assert {outcome.state for outcome in outcomes} == {"finished"}
+    borrowed = [read_result(cell.folder).weights_from for cell in cells]
+    assert sorted(map(bool, borrowed)) == [False, True]
+    a, b = (load_file(cell.folder / WEIGHTS) for cell in cells)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_finished_run_is_not_run_again_unless_forced(tmp_path):
+    store = Store(tmp_path)
+    cell = cell_of("quickstart/onenet", store)
+    runs.execute([cell], store=store, threads=1)
+    written = (cell.folder / "result.json").stat().st_mtime_ns
+    assert runs.execute([cell], store=store, threads=1) == []
+    assert (cell.folder / "result.json").stat().st_mtime_ns == written
+    runs.execute([cell], store=store, threads=1, force=True)
+    assert (cell.folder / "result.json").stat().st_mtime_ns > written
+
+
+def test_changed_data_is_refused(tmp_path, cache):
+    cell = cell_of("quickstart/onenet", Store(tmp_path))
+    stale = runs.Cell(
+        cell.places, cell.experiment, 0, cell.context, "drawn-0000", cell.digest, cell.training_digest, cell.folder
+    )
+    from detbench.errors import DataError
+
+    with pytest.raises(DataError, match="has changed since this run was planned"):
+        do(stale, cache)
+
+
+def test_the_traps_are_handled():
+    machine.prepare(threads=1, device="cpu")
+    x = torch.rand(64, 64, dtype=torch.float64)
+    error = ((x.float() @ x.float()).double() - x @ x).abs().max()
+    assert error < 1e-4
+    assert torch.get_num_threads() == 1
+
+
+def test_relative_size_limits_scale_with_the_image(tmp_path, cache):
+    cell = cell_of("quickstart/onenet", Store(tmp_path))
+    from detbench.data.dataset import open_data
+
+    annotations = open_data(cell.experiment.data, cache).val.annotations
+    truth = ground_truth(annotations, cell.experiment.test.metrics)
+    assert np.allclose(truth.image_area_factor, 640 * 480 / 64**2)
+
+
+def test_two_processes_never_train_the_same_run(tmp_path, cache):
+    cell = cell_of("quickstart/onenet", Store(tmp_path), "schedule.length=100000")
+    first = worker(cell, cache)
+    while runs.progress(cell.folder) is None and first.poll() is None:
+        time.sleep(0.02)
+    assert cell.state == "running"
+    assert worker(cell, cache).wait() == 2
+    first.terminate()
+    assert first.wait() == 130
+    shutil.rmtree(cell.folder)
