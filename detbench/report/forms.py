@@ -1,0 +1,322 @@
+"""A table as text: terminal, Markdown, CSV, JSON, LaTeX, HTML.
+
+Every form shows the same cells: CSV and JSON in full precision, the others with the column's digits."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from detbench.parts.part import plain
+from detbench.report.table import Column, Table, TableCell, TableRow
+from detbench.stats import Estimate
+
+if TYPE_CHECKING:
+    import jinja2
+    from rich.console import Console
+
+Format = Literal["terminal", "markdown", "csv", "json", "latex", "html"]
+Part = Literal["measured", "spread", "difference", "interval", "reported"]
+Mark = Callable[[str, "int | None"], str]
+BLANK = "–"
+
+_CSV_HEAD = (
+    "table", "row", "state", "seeds", "steps", "metric", "measured", "sd", "low", "high", "count",
+    "difference", "difference_low", "difference_high", "difference_count", "reported", "rank", "remark",
+)  # fmt: skip
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
+    "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "²": r"$^2$", "†": r"\textdagger{}", "‡": r"\textdaggerdbl{}", "±": r"$\pm$",
+    "×": r"$\times$", "−": r"$-$", "–": "--",
+    "≥": r"$\geq$", "≤": r"$\leq$", "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "λ": r"$\lambda$",
+    "τ": r"$\tau$",
+}  # fmt: skip
+
+
+def render(tables: Sequence[Table], form: Format) -> str:
+    """Tables, one after another, in one form; ends with a line break."""
+    match form:
+        case "csv":
+            return csv_text(tables)
+        case "json":
+            return json_text(tables)
+        case "terminal":
+            return "\n".join(terminal(table) for table in tables)
+        case "markdown":
+            return "\n".join(markdown(table) for table in tables)
+        case "latex":
+            return "\n".join(latex(table) for table in tables)
+        case "html":
+            return "\n".join(html(table) for table in tables)
+
+
+def terminal(table: Table, console: Console | None = None) -> str:
+    """For a console: as wide as it is, coloured if it is a terminal and NO_COLOR isn't set.
+
+    Where mean and spread side by side are too wide, they stand under each other.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    console = console or Console(highlight=False)
+    blocks = [_lines(row, table.columns, mark=_keep) for row in table.rows]
+    if _width(table, blocks) > console.width:
+        blocks = [_narrow_lines(row, table.columns) for row in table.rows]
+    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, leading=1)
+    grid.add_column("", overflow="fold")
+    grid.add_column("", style="dim", no_wrap=True)
+    for column in table.columns:
+        grid.add_column(column.metric, justify="right", no_wrap=True)
+    for row, block in zip(table.rows, blocks, strict=True):
+        label = Text.assemble(row.label, (f"\n{row_facts(row)}", "dim"))
+        numbers = []
+        for i, cell in enumerate(row.cells):
+            text = Text()
+            for number, line in enumerate(block):
+                text.append("\n" if number else "")
+                text.append(line.texts[i], style=_style(line, cell))
+            numbers.append(text)
+        grid.add_row(label, Text("\n".join(line.kind for line in block)), *numbers)
+    with console.capture() as capture:
+        console.print(Text.assemble((f"{table.name}", "bold"), f"  {table.title}"))
+        console.print(Text(table.caption, style="dim"))
+        console.print()
+        console.print(grid)
+        console.print()
+        for note in table.notes:
+            console.print(Padding(Text(f"• {note}", style="dim"), (0, 0, 0, 1)))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def markdown(table: Table) -> str:
+    """A section of GitHub's Markdown: best bold, second underlined."""
+
+    def mark(text: str, rank: int | None) -> str:
+        return {1: f"**{text}**", 2: f"<ins>{text}</ins>"}.get(rank or 0, text)
+
+    def line(texts: Sequence[str]) -> str:
+        return f"| {' | '.join(texts)} |"
+
+    out = [f"### {_markdown(table.name)}: {_markdown(table.title)}", "", _markdown(table.caption), ""]
+    out.append(line(["", "", *(_markdown(column.metric) for column in table.columns)]))
+    out.append(line(["---", "---", *("--:" for _ in table.columns)]))
+    for row in table.rows:
+        for i, item in enumerate(_lines(row, table.columns, mark=mark)):
+            label, kind = _heads(row, item, first=i == 0)
+            out.append(line([_markdown(label), _markdown(kind), *item.texts]))
+    out += ["", *(f"- {_markdown(note)}" for note in table.notes)]
+    return "\n".join(out).rstrip() + "\n"
+
+
+def latex(table: Table) -> str:
+    """A `table` for a paper (needs booktabs): best bold, second underlined, the spread small beside it."""
+
+    def mark(text: str, rank: int | None) -> str:
+        number, plus_minus, spread = text.partition(" ± ")
+        number = {1: rf"\textbf{{{number}}}", 2: rf"\underline{{{number}}}"}.get(rank or 0, number)
+        return number + (rf" {{\scriptsize $\pm$ {spread}}}" if plus_minus else "")
+
+    out = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_latex(table.title)}. {_latex(table.caption)}}}",
+        rf"\label{{tab:{table.name.replace('/', ':')}}}",
+        rf"\begin{{tabular}}{{ll{'r' * len(table.columns)}}}",
+        r"\toprule",
+        rf" & & {' & '.join(_latex(column.metric) for column in table.columns)} \\",
+        r"\midrule",
+    ]
+    for number, row in enumerate(table.rows):
+        if number:
+            out.append(r"\addlinespace")
+        for i, item in enumerate(_lines(row, table.columns, mark=mark)):
+            label, kind = _heads(row, item, first=i == 0)
+            texts = [
+                _latex(text) if text == BLANK else rf"${text}$" if item.part == "difference" else text
+                for text in item.texts
+            ]
+            out.append(rf"{_latex(label)} & {_latex(kind)} & {' & '.join(texts)} \\")
+    out += [r"\bottomrule", r"\end{tabular}"]
+    if table.notes:
+        out += [r"", r"\medskip", rf"{{\footnotesize {' '.join(_latex(note) for note in table.notes)}\par}}"]
+    return "\n".join([*out, r"\end{table}"]) + "\n"
+
+
+def csv_text(tables: Sequence[Table]) -> str:
+    """One line for each cell, in full precision; what is not known is empty."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(_CSV_HEAD)
+    for table in tables:
+        for row in table.rows:
+            for column, cell in zip(table.columns, row.cells, strict=True):
+                m, d = cell.measured, cell.difference
+                writer.writerow([
+                    table.name, row.label, row.state, " ".join(map(str, row.seeds)), row.steps, column.metric,
+                    *((m.mean, m.sd, m.low, m.high, m.count) if m else [None] * 5),
+                    *((d.mean, d.low, d.high, d.count) if d else [None] * 4),
+                    cell.reported, cell.rank, row.remark,
+                ])  # fmt: skip
+    return stream.getvalue()
+
+
+def json_text(tables: Sequence[Table]) -> str:
+    """A list of tables with all their fields, in full precision."""
+    return json.dumps(plain(tuple(tables)), indent=2, ensure_ascii=False) + "\n"
+
+
+def html(table: Table) -> str:
+    """The table as an HTML fragment, with its caption and notes."""
+    return environment().get_template("table.html.j2").render(table=table)
+
+
+def environment() -> jinja2.Environment:
+    """The templates of this room; everything put into them is escaped."""
+    import jinja2
+
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("detbench.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters |= {
+        "number": number_text, "spread": spread_text, "interval": interval_text, "facts": row_facts,
+        "minus": lambda text: text.replace("-", "−"),
+    }  # fmt: skip
+    return templates
+
+
+def number_text(value: float | None, column: Column, *, signed: bool = False) -> str:
+    """A number with its column's digits."""
+    if value is None:
+        return BLANK
+    return f"{value:{'+' if signed else ''}z.{column.decimals}f}"
+
+
+def spread_text(estimate: Estimate, column: Column) -> str:
+    """The standard deviation with its column's digits; "" for one seed or a counted column."""
+    return "" if estimate.sd is None else number_text(estimate.sd, column)
+
+
+def interval_text(estimate: Estimate, column: Column) -> str:
+    """The interval of a difference; "" for one seed or a counted column."""
+    if estimate.low is None:
+        return ""
+    low, high = (number_text(end, column, signed=True) for end in (estimate.low, estimate.high))
+    return f"[{low}, {high}]"
+
+
+def row_facts(row: TableRow) -> str:
+    """What stands beside a row's label: its number of seeds, or why it has none."""
+    seeds = f"{len(row.seeds)} seed{'s' if len(row.seeds) != 1 else ''}" if row.seeds else ""
+    return "; ".join(filter(None, (seeds, row.remark)))
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of a row, over all columns.
+
+    Attributes:
+        part: of the cells that it shows.
+        kind: its heading.
+        texts: one for each column.
+    """
+
+    part: Part
+    kind: str
+    texts: list[str]
+
+
+def _heads(row: TableRow, line: _Line, *, first: bool) -> tuple[str, str]:
+    """The two texts before a line's numbers; the row's label and facts stand on its first line alone."""
+    return (row.label, ", ".join(filter(None, (line.kind, row_facts(row))))) if first else ("", line.kind)
+
+
+def _lines(row: TableRow, columns: Sequence[Column], *, mark: Mark) -> list[_Line]:
+    """Measured, difference to the baseline, reported; a line without any number is left out."""
+
+    def measured(cell: TableCell, column: Column) -> str:
+        if cell.measured is None:
+            return BLANK
+        spread = spread_text(cell.measured, column)
+        return mark(number_text(cell.measured.mean, column) + (f" ± {spread}" if spread else ""), cell.rank)
+
+    def difference(cell: TableCell, column: Column) -> str:
+        if cell.difference is None:
+            return BLANK
+        number = number_text(cell.difference.mean, column, signed=True)
+        return f"{number} {interval_text(cell.difference, column)}".rstrip()
+
+    pairs = list(zip(row.cells, columns, strict=True))
+    lines = []
+    if row.state == "measured":
+        lines.append(_Line("measured", "measured", [measured(*pair) for pair in pairs]))
+    if any(cell.difference for cell in row.cells):
+        lines.append(_Line("difference", "− baseline", [difference(*pair) for pair in pairs]))
+    if any(cell.reported is not None for cell in row.cells) or not lines:
+        texts = [number_text(cell.reported, column) for cell, column in pairs]
+        lines.append(_Line("reported", "reported", texts))
+    return lines
+
+
+def _narrow_lines(row: TableRow, columns: Sequence[Column]) -> list[_Line]:
+    """The same with every number on a line of its own."""
+
+    def line(part: Part, kind: str, values: list[float | None]) -> _Line:
+        signed = part in ("difference", "interval")
+        texts = [number_text(v, column, signed=signed) for v, column in zip(values, columns, strict=True)]
+        return _Line(part, kind, texts)
+
+    def of(estimates: list[Estimate | None], number: str) -> list[float | None]:
+        return [None if estimate is None else getattr(estimate, number) for estimate in estimates]
+
+    measured = [cell.measured for cell in row.cells]
+    difference = [cell.difference for cell in row.cells]
+    lines = [
+        line("measured", "measured", of(measured, "mean")),
+        line("spread", "± sd", of(measured, "sd")),
+        line("difference", "− baseline", of(difference, "mean")),
+        line("interval", "95 % from", of(difference, "low")),
+        line("interval", "95 % to", of(difference, "high")),
+        line("reported", "reported", [cell.reported for cell in row.cells]),
+    ]
+    return [each for each in lines if set(each.texts) != {BLANK}] or lines[-1:]
+
+
+def _width(table: Table, blocks: Sequence[Sequence[_Line]]) -> int:
+    """Columns of text a terminal needs: numbers never wrap, labels may down to 24."""
+    numbers = sum(
+        max(len(column.metric), *(len(line.texts[i]) for block in blocks for line in block)) + 2
+        for i, column in enumerate(table.columns)
+    )
+    return min(24, max(len(row.label) for row in table.rows)) + 2 + len("− baseline") + numbers
+
+
+def _style(line: _Line, cell: TableCell) -> str:
+    if line.part == "measured":
+        return {1: "bold green", 2: "underline"}.get(cell.rank or 0, "")
+    return "dim" if line.part in ("reported", "spread", "interval") else ""
+
+
+def _keep(text: str, rank: int | None) -> str:
+    return text
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*<>\[\]|&~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(sign, sign) for sign in text)

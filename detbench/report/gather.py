@@ -1,0 +1,119 @@
+"""What a report is made of: one recipe's rows with their finished runs. Reads no folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from detbench.recipes import Recipe, Row, Scale, recipes_dir
+from detbench.results import Curve, Result
+
+State = Literal["measured", "not run", "quoted", "needs"]
+
+_OF_THE_MODEL = ("params_train_m", "params_infer_m", "gflops_train", "gflops_infer")
+_OF_THE_ROW = {"params_m": "params_{}_m", "gflops": "gflops_{}"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a recipe and what there is of it.
+
+    Attributes:
+        row: the recipe's row.
+        digest: of its experiment; None where it can't be resolved.
+        needs: parts that don't exist yet, without which it can't run.
+        changes: key to (the baseline row's value, this row's), at the scale and with the overrides in force.
+        results: finished runs, by seed.
+        curves: one for each result, in the same order.
+    """
+
+    row: Row
+    digest: str | None
+    needs: tuple[str, ...]
+    changes: dict[str, tuple[Any, Any]]
+    results: list[Result]
+    curves: list[Curve]
+
+    @property
+    def state(self) -> State:
+        """Measured, or why not."""
+        if self.row.quoted:
+            return "quoted"
+        if self.needs:
+            return "needs"
+        return "measured" if self.results else "not run"
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Seed to the number measured for a column; runs in which it could not be measured are left out."""
+        found = {result.seed: _value(result, metric, self.row.cost) for result in self.results}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Collected:
+    """One recipe at one scale on one data set.
+
+    Attributes:
+        recipe: the recipe.
+        scale: the named overlay all its runs share.
+        data_name: of the data set, such as "drawn shapes".
+        overrides: `key.path=value` laid over every row.
+        entries: one for each row, in the paper's order.
+    """
+
+    recipe: Recipe
+    scale: Scale
+    data_name: str
+    overrides: tuple[str, ...]
+    entries: list[Entry]
+
+    @property
+    def name(self) -> str:
+        """The recipe's name; of the user's own file, the file's name alone."""
+        return self.recipe.name if self.shipped else self.recipe.path.stem
+
+    @property
+    def shipped(self) -> bool:
+        """Whether the recipe came with detbench."""
+        return self.recipe.path.is_relative_to(recipes_dir())
+
+    @property
+    def results(self) -> list[Result]:
+        """All finished runs, row by row."""
+        return [result for entry in self.entries for result in entry.results]
+
+    @property
+    def baseline(self) -> Entry | None:
+        """The row that differences are taken to, if the recipe names one."""
+        return next((entry for entry in self.entries if entry.row.label == self.recipe.head.baseline), None)
+
+    def entry(self, label: str) -> Entry:
+        """The row of that label."""
+        return next(entry for entry in self.entries if entry.row.label == label)
+
+    def distinct(self, fact: Callable[[Result], str]) -> list[str]:
+        """What the runs say about something, each answer once, in order of appearance."""
+        return list(dict.fromkeys(fact(result) for result in self.results))
+
+
+def is_cost(metric: str) -> bool:
+    """Whether a column is counted from the network rather than measured: the same for every seed."""
+    return metric in _OF_THE_MODEL or metric in _OF_THE_ROW
+
+
+def hardware(result: Result) -> str:
+    """Where a run was made, in words: "NVIDIA H200" or "AMD EPYC 9354, 1 thread"."""
+    machine = result.environment
+    if machine["device"] != "cpu":
+        return str(machine["device"])
+    threads = machine["threads"]
+    return f"{machine['cpu']}, {threads} thread{'s' if threads != 1 else ''}"
+
+
+def _value(result: Result, metric: str, cost: str) -> float | None:
+    if metric in _OF_THE_ROW:
+        return result.cost[_OF_THE_ROW[metric].format(cost)]
+    if metric in _OF_THE_MODEL:
+        return result.cost[metric]
+    return result.metrics.get(metric)

@@ -1,0 +1,308 @@
+"""One table of a report as typed values: measured beside reported, with everything a reader must know of it.
+
+Its forms (forms.py, the page) take their numbers from here and compute none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from detbench.parts.part import canonical
+from detbench.recipes import Row
+from detbench.report.gather import Collected, Entry, State, hardware, is_cost
+from detbench.stats import Estimate, mean_interval, paired_difference
+
+_LOWER_IS_BETTER = ("params", "gflops", "mMR", "latency", "loss")
+_DECIMALS = {"params": 2, "gflops": 2, "loss": 3}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric.
+
+    Attributes:
+        metric: its name in the recipe.
+        decimals: digits after the point, in every rendering that is read by people.
+        lower_is_better: a smaller number wins.
+        counted: the same for every seed, so it has no spread.
+    """
+
+    metric: str
+    decimals: int
+    lower_is_better: bool
+    counted: bool
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """One row's number in one column.
+
+    Attributes:
+        measured: over the seeds; None where nothing was measured.
+        reported: by the paper; None where it prints none.
+        difference: measured minus the baseline row's, paired over the seeds both have.
+        rank: 1 best, 2 second best of the measured rows at the digits shown; ties share a rank.
+    """
+
+    measured: Estimate | None
+    reported: float | None
+    difference: Estimate | None
+    rank: int | None
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row.
+
+    Attributes:
+        label: the paper's words.
+        state: measured, or why not.
+        seeds: of its finished runs.
+        steps: optimiser steps of a run; None where none is finished.
+        remark: "" or what to know about the row: what it needs, where its number is from.
+        changes: key to (baseline's value, this row's).
+        cells: one for each column.
+    """
+
+    label: str
+    state: State
+    seeds: tuple[int, ...]
+    steps: int | None
+    remark: str
+    changes: dict[str, tuple[Any, Any]]
+    cells: tuple[TableCell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or figure of a paper, measured and reported.
+
+    Attributes:
+        name: the recipe's, such as "date/table5".
+        title: what it is about.
+        caption: scale, data, length and seeds in one line.
+        hardware: machines the runs were made on.
+        baseline: label of the row that differences are taken to; "" for none.
+        columns: metrics in the paper's order.
+        rows: in the paper's order.
+        notes: what must be known to read the numbers.
+    """
+
+    name: str
+    title: str
+    caption: str
+    hardware: tuple[str, ...]
+    baseline: str
+    columns: tuple[Column, ...]
+    rows: tuple[TableRow, ...]
+    notes: tuple[str, ...]
+
+
+def build(collected: Collected) -> Table:
+    """The table of one recipe at one scale."""
+    head = collected.recipe.head
+    columns = tuple(_column(metric) for metric in head.metrics)
+    by_column = [_cells(collected, column) for column in columns]
+    rows = tuple(
+        TableRow(
+            label=entry.row.label,
+            state=entry.state,
+            seeds=tuple(result.seed for result in entry.results),
+            steps=entry.results[0].steps if entry.results else None,
+            remark=_remark(entry),
+            changes=entry.changes,
+            cells=cells,
+        )
+        for entry, cells in zip(collected.entries, zip(*by_column, strict=True), strict=True)
+    )
+    return Table(
+        name=collected.name,
+        title=head.title,
+        caption=_caption(collected),
+        hardware=tuple(collected.distinct(hardware)),
+        baseline=head.baseline,
+        columns=columns,
+        rows=rows,
+        notes=tuple(_notes(collected)),
+    )
+
+
+def uncontrolled(entry: Entry, baseline: Row) -> list[str]:
+    """Keys in which a row differs from the baseline though neither of them sets it.
+
+    Rows that use another variant than the baseline are compared as whole methods: there it is empty.
+    """
+    if entry.row.use != baseline.use:
+        return []
+    declared = [key for row in (entry.row, baseline) for key in _leaves(row.set)]
+    return [key for key in entry.changes if not any(_touches(key, other) for other in declared)]
+
+
+def _column(metric: str) -> Column:
+    return Column(
+        metric=metric,
+        decimals=next((digits for start, digits in _DECIMALS.items() if metric.startswith(start)), 1),
+        lower_is_better=metric.startswith(_LOWER_IS_BETTER),
+        counted=is_cost(metric),
+    )
+
+
+def _cells(collected: Collected, column: Column) -> list[TableCell]:
+    baseline = collected.baseline
+    estimates = [_estimate(entry, column) for entry in collected.entries]
+    ranks = _ranks([None if e is None else round(e.mean, column.decimals) for e in estimates], column)
+    return [
+        TableCell(
+            measured=estimate,
+            reported=entry.row.reported.get(column.metric),
+            difference=None if baseline is None else _difference(entry, baseline, column),
+            rank=rank,
+        )
+        for entry, estimate, rank in zip(collected.entries, estimates, ranks, strict=True)
+    ]
+
+
+def _estimate(entry: Entry, column: Column) -> Estimate | None:
+    values = list(entry.values(column.metric).values())
+    if not values:
+        return None
+    return mean_interval(values[:1] if column.counted else values)
+
+
+def _difference(entry: Entry, baseline: Entry, column: Column) -> Estimate | None:
+    own, base = entry.values(column.metric), baseline.values(column.metric)
+    seeds = [seed for seed in own if seed in base]
+    if not seeds or entry is baseline:
+        return None
+    if column.counted:
+        seeds = seeds[:1]
+    return paired_difference([own[seed] for seed in seeds], [base[seed] for seed in seeds])
+
+
+def _ranks(shown: list[float | None], column: Column) -> list[int | None]:
+    """1 for the best, 2 for the second best of at least two different numbers."""
+    order = sorted({value for value in shown if value is not None}, reverse=not column.lower_is_better)
+    if len(order) < 2:
+        return [None] * len(shown)
+    marks = {order[0]: 1} | ({order[1]: 2} if len(order) > 2 else {})
+    return [None if value is None else marks.get(value) for value in shown]
+
+
+def _remark(entry: Entry) -> str:
+    remarks = []
+    match entry.state:
+        case "needs":
+            remarks.append(f"needs: {', '.join(entry.needs)}")
+        case "quoted":
+            remarks.append("quoted from the paper, never run")
+        case "not run":
+            remarks.append("not run")
+    if entry.row.note:
+        remarks.append(entry.row.note)
+    if entry.row.source != "paper":
+        remarks.append(f"source: {entry.row.source}")
+    return "; ".join(remarks)
+
+
+def _caption(collected: Collected) -> str:
+    results = collected.results
+    if not results:
+        return f"Scale {collected.scale}, nothing measured yet."
+    seeds = {len(entry.results) for entry in collected.entries if entry.results}
+    steps = _range({result.steps for result in results})
+    data = results[0].data
+    sizes = f"{data['num_train']:,} training, {data['num_val']:,} validation images"
+    return (
+        f"Scale {collected.scale}: {steps} steps on {collected.data_name} ({sizes}, {data['num_classes']} "
+        f"classes), {_range(seeds)} {'seed' if seeds == {1} else 'seeds'} a row."
+    )
+
+
+def _notes(collected: Collected) -> Iterable[str]:
+    results = collected.results
+    if collected.recipe.head.note:
+        yield collected.recipe.head.note
+    if not results:
+        return
+    yield from _spread_notes(collected)
+    if collected.scale != "paper":
+        paper = f" on {collected.recipe.head.dataset}" if collected.recipe.head.dataset else ""
+        yield (
+            f"Scale {collected.scale} is not the paper's setting{paper}: absolute numbers are not comparable "
+            "with the paper's. What can be compared is order and sign."
+        )
+    if any(result.experiment["test"]["metrics"]["size_limits"] == "relative" for result in results):
+        yield "Size limits are relative: COCO's 32² and 96² pixels, scaled by an image's area over 640 x 480."
+    if collected.overrides:
+        yield f"Changed on the command line for all rows: {', '.join(collected.overrides)}."
+    yield from _fairness_notes(collected)
+    lengths = {result.steps for result in results}
+    if len(lengths) > 1:
+        yield f"Rows are trained for different lengths: {_range(lengths)} steps."
+    for what, found in (
+        ("hardware", collected.distinct(hardware)),
+        ("commits", collected.distinct(lambda result: result.commit or "unknown")),
+    ):
+        if len(found) > 1:
+            yield f"Runs of this table come from different {what}: {', '.join(found)}."
+
+
+def _spread_notes(collected: Collected) -> Iterable[str]:
+    counts = {len(entry.results) for entry in collected.entries if entry.results}
+    if max(counts) > 1:
+        yield (
+            "Measured: mean ± standard deviation over seeds. Differences are paired over seeds, with a 95 % "
+            "Student interval."
+        )
+    if 1 in counts:
+        yield "A single seed says nothing about the spread between seeds: small differences may be chance."
+
+
+def _fairness_notes(collected: Collected) -> Iterable[str]:
+    baseline = collected.baseline
+    if baseline is None:
+        return
+    compared = [entry for entry in collected.entries if entry.results and entry is not baseline]
+    if not compared or not baseline.results:
+        return
+    others = {entry.row.label: uncontrolled(entry, baseline.row) for entry in compared}
+    for label, keys in others.items():
+        if keys:
+            yield f"Not controlled: '{label}' also differs from the baseline in {', '.join(keys)}."
+    methods = [entry.row.label for entry in compared if entry.row.use != baseline.row.use]
+    if methods:
+        yield (
+            f"Compared as whole methods, differing from the baseline '{baseline.row.label}' in several keys: "
+            f"{'; '.join(methods)}."
+        )
+    controlled = [label for label, keys in others.items() if label not in methods and not keys]
+    if controlled:
+        yield f"Controlled, differing from the baseline only in what they set: {'; '.join(controlled)}."
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterable[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and "kind" not in value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _touches(key: str, declared: str) -> bool:
+    """Whether one of two key paths lies at or under the other."""
+    return f"{key}.".startswith(f"{declared}.") or f"{declared}.".startswith(f"{key}.")
+
+
+def _range(numbers: set[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def value_text(value: Any) -> str:
+    """A setting as a reader likes it: a part by its kind and fields, None as "absent"."""
+    if value is None:
+        return "absent"
+    if isinstance(value, str):
+        return value
+    return canonical(value).replace('"', "").replace(",", ", ").replace(":", ": ")
