@@ -10,7 +10,7 @@ threshold), G objects, K classes; A area ranges, T overlap thresholds, R recall 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -201,28 +201,17 @@ def match(truth: GroundTruth, detections: DetectionTable) -> CocoMatches:
         preferred=~object_ignored.T[pair_object][:, :, None],
         reusable=truth.iscrowd,
     )
-    found = np.where(chosen >= 0, np.append(pair_object, -1)[chosen], -1).transpose(1, 2, 0)
-
-    # From groups of one image and class to the ranking of each class over all images; the sort is stable,
-    # so that equal scores keep the order of image and rank, as pycocotools' merge sort does.
-    ranking = np.lexsort((-detections.scores[kept], detections.label[kept]))
-    row_in_ranking = np.empty_like(ranking)
-    row_in_ranking[ranking] = np.arange(len(ranking))
-    by_ranking = np.argsort(row_in_ranking[candidate])
-    candidate, found = row_in_ranking[candidate][by_ranking], np.ascontiguousarray(found[:, :, by_ranking])
-    kept, outside = kept[ranking], outside[:, ranking]
-
-    found_ignored = np.take_along_axis(
-        np.pad(object_ignored, ((0, 0), (0, 1)))[:, None, :], found, axis=2
-    )  # an unmatched -1 reads the padding
-    return CocoMatches(
+    # An unmatched -1 reads what is padded at the end.
+    found = np.append(pair_object, -1)[chosen].transpose(1, 2, 0)
+    found_ignored = np.pad(object_ignored, ((0, 0), (0, 1)))[np.arange(len(AREA_NAMES))[:, None, None], found]
+    by_image = CocoMatches(
         num_images=truth.num_images,
         num_classes=truth.num_classes,
         detection=kept,
         image=detections.image[kept],
         label=detections.label[kept],
         scores=detections.scores[kept],
-        rank=rank[ranking],
+        rank=rank,
         outside=outside,
         candidate=candidate,
         candidate_object=found,
@@ -231,6 +220,8 @@ def match(truth: GroundTruth, detections: DetectionTable) -> CocoMatches:
         object_label=truth.label,
         object_ignored=object_ignored,
     )
+    # The sort is stable: equal scores keep the order of image and rank, as in pycocotools' merge sort.
+    return _take_rows(by_image, np.lexsort((-by_image.scores, by_image.label)))
 
 
 def accumulate(matches: CocoMatches, image_weights: Ints | None = None) -> CocoResult:
@@ -275,6 +266,58 @@ def summarize(precision: Floats, recall: Floats) -> CocoResult:
     )
 
 
+def image_average_precision(matches: CocoMatches) -> Floats:
+    """AP of each image by itself, (num_images,): mean over the classes it has objects of, -1 if it has none.
+
+    For finding the images a detector does badly on; AP of the data set is not their mean.
+    """
+    counted = ~matches.object_ignored[AREA_NAMES.index("all")]
+    pair_of_object = matches.object_image * matches.num_classes + matches.object_label
+    pairs = np.unique(pair_of_object[counted])
+    pair_of_row = matches.image * matches.num_classes + matches.label
+    rows = np.flatnonzero(np.isin(pair_of_row, pairs))
+    rows = rows[np.argsort(pair_of_row[rows], kind="stable")]
+    each_pair_a_class = replace(
+        _take_rows(matches, rows),
+        num_classes=len(pairs),
+        label=np.searchsorted(pairs, pair_of_row[rows]),
+        object_image=matches.object_image[counted],
+        object_label=np.searchsorted(pairs, pair_of_object[counted]),
+        object_ignored=matches.object_ignored[:, counted],
+    )
+    of_pair = _precision(each_pair_a_class, _rank(each_pair_a_class, None), 0).mean(axis=(0, 1))
+    image = pairs // matches.num_classes
+    total = np.bincount(image, weights=of_pair, minlength=matches.num_images)
+    classes = np.bincount(image, minlength=matches.num_images)
+    return np.where(classes > 0, total / np.maximum(classes, 1), -1.0)
+
+
+def _take_rows(matches: CocoMatches, rows: Ints) -> CocoMatches:
+    """The same matches with only these detections, in this order."""
+    candidates = _candidate_of_row(matches)[rows]
+    candidate = np.flatnonzero(candidates >= 0)
+    candidates = candidates[candidate]
+    return replace(
+        matches,
+        detection=matches.detection[rows],
+        image=matches.image[rows],
+        label=matches.label[rows],
+        scores=matches.scores[rows],
+        rank=matches.rank[rows],
+        outside=matches.outside[:, rows],
+        candidate=candidate,
+        candidate_object=matches.candidate_object[:, :, candidates],
+        candidate_ignored=matches.candidate_ignored[:, :, candidates],
+    )
+
+
+def _candidate_of_row(matches: CocoMatches) -> Ints:
+    """Index of each detection among the candidates, (D,), -1 for the others."""
+    candidate = np.full(len(matches.image), -1)
+    candidate[matches.candidate] = np.arange(len(matches.candidate))
+    return candidate
+
+
 def _all_below(indices: Ints, limit: int) -> bool:
     return bool(((indices >= 0) & (indices < limit)).all())
 
@@ -292,14 +335,12 @@ def _overlapping_pairs(truth: GroundTruth, group: Ints, boxes: Floats) -> tuple[
     """Pairs that may match: row of the detection, object, overlap; sorted by row, then by what it likes."""
     object_group = truth.label * truth.num_images + truth.image
     by_group = np.argsort(object_group, kind="stable")
-    blocks = []
+    blocks = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
     for row, position in pairs_of_groups(group, object_group[by_group]):
         item = by_group[position]
         overlap = _overlaps(boxes[row], truth.boxes_xywh[item], truth.iscrowd[item])
         enough = overlap >= IOU_THRESHOLDS[0]
         blocks.append((row[enough], item[enough], overlap[enough]))
-    if not blocks:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     row, item, overlap = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     order = np.lexsort((item, overlap, row))
     return row[order], item[order], overlap[order]
@@ -317,10 +358,11 @@ def _overlaps(detected: Floats, objects: Floats, iscrowd: Bools) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class _Ranking:
-    """The rankings of all classes, end to end, images repeated by their weights.
+    """The rankings of all classes, end to end.
 
     Attributes:
         rows: indices into D, in order.
+        weights: how often each row counts; whole numbers, float64 because sums of them are divided.
         events: positions in `rows` at which a candidate stands; precision can rise only there.
         candidates: which candidate that is.
         row_bounds: (K + 1,) where each class begins and ends in `rows`.
@@ -329,6 +371,7 @@ class _Ranking:
     """
 
     rows: Ints
+    weights: Floats
     events: Ints
     candidates: Ints
     row_bounds: Ints
@@ -339,11 +382,9 @@ class _Ranking:
 def _rank(matches: CocoMatches, image_weights: Ints | None) -> _Ranking:
     weights = np.ones(matches.num_images, np.int64) if image_weights is None else image_weights
     assert weights.shape == (matches.num_images,)
-    rows = np.arange(len(matches.image)) if image_weights is None else _repeat_rows(matches, weights)
-    candidate_of_row = np.full(len(matches.image), -1)
-    candidate_of_row[matches.candidate] = np.arange(len(matches.candidate))
-    candidates = candidate_of_row[rows]
-    events = np.flatnonzero(candidates >= 0)
+    rows, row_weights = _weighted_rows(matches, weights)
+    candidates = _candidate_of_row(matches)[rows]
+    events = np.flatnonzero((candidates >= 0) & (row_weights > 0))
     classes = np.arange(matches.num_classes + 1)
     labels = matches.label[rows]
     object_weights = weights[matches.object_image]
@@ -355,6 +396,7 @@ def _rank(matches: CocoMatches, image_weights: Ints | None) -> _Ranking:
     ]
     return _Ranking(
         rows=rows,
+        weights=row_weights.astype(np.float64),
         events=events,
         candidates=candidates[events],
         row_bounds=np.searchsorted(labels, classes),
@@ -363,39 +405,42 @@ def _rank(matches: CocoMatches, image_weights: Ints | None) -> _Ranking:
     )
 
 
-def _repeat_rows(matches: CocoMatches, weights: Ints) -> Ints:
-    """Rows of a ranking in which the copies of an image follow each other.
+def _weighted_rows(matches: CocoMatches, weights: Ints) -> tuple[Ints, Ints]:
+    """Rows of the ranking and how often each counts, the copies of an image following each other.
 
-    Detections of one image with equal scores repeat as a block: first all of one copy, then all of the next.
+    A weight stands for copies that are neighbours. Those of equal scores within an image and class are not:
+    first come all of one copy, then all of the next. Such blocks are laid out copy by copy.
     """
-    same = np.zeros(len(matches.image), bool)
-    same[1:] = (
-        (matches.label[1:] == matches.label[:-1])
-        & (matches.image[1:] == matches.image[:-1])
-        & (matches.scores[1:] == matches.scores[:-1])
-    )
-    first = np.flatnonzero(~same)
-    size = np.diff(first, append=len(same))
-    lengths = size * weights[matches.image[first]]
-    within_block: Ints = spread(np.zeros_like(lengths), lengths) % np.repeat(size, lengths)
-    return np.repeat(first, lengths) + within_block
+    image, label, scores = matches.image, matches.label, matches.scores
+    begins = np.ones(len(image), bool)
+    begins[1:] = (label[1:] != label[:-1]) | (image[1:] != image[:-1]) | (scores[1:] != scores[:-1])
+    first = np.flatnonzero(begins)
+    size = np.diff(first, append=len(image))
+    alone, block, size = first[size == 1], first[size > 1], size[size > 1]
+    lengths = size * weights[image[block]]
+    block_of_copy = np.repeat(block, lengths)
+    copies = block_of_copy + spread(np.zeros_like(block), lengths) % np.repeat(size, lengths)
+    order = np.argsort(np.concatenate([alone, block_of_copy]), kind="stable")
+    counts = np.concatenate([weights[image[alone]], np.ones_like(copies)])
+    return np.concatenate([alone, copies])[order], counts[order]
 
 
 def _precision(matches: CocoMatches, ranking: _Ranking, area: int) -> Floats:
     """Interpolated precision (T, R, K) at the recall points, -1 for classes without objects."""
     outside = matches.outside[area, ranking.rows]
-    right = _right_candidates(matches, area)[:, ranking.candidates]
     ignored = matches.candidate_ignored[area][:, ranking.candidates]
+    right = _right_weights(matches, ranking, area)
     # What counts up to each event: all detections inside the area range, put right for candidates, whose
-    # match may make them count, or not, at some thresholds only.
-    inside_before = np.concatenate([[0], np.cumsum(~outside)])
+    # match may make them count, or not, at some thresholds only. Of a row that counts several times the curve
+    # has only the last copy: precision of a right one is best there, and at a wrong one recall stands still.
+    inside_before = np.concatenate([[0], np.cumsum(~outside * ranking.weights)])
     inside_at_event = inside_before[ranking.events + 1]
-    correction = outside[ranking.events].astype(np.int64) - ignored
+    correction = (outside[ranking.events].astype(np.int8) - ignored) * ranking.weights[ranking.events]
 
     precision = np.full((len(IOU_THRESHOLDS), len(RECALL_POINTS), matches.num_classes), -1.0)
     for label in np.flatnonzero(ranking.positives[area]):
         events = slice(*ranking.event_bounds[label : label + 2])
-        hits = np.cumsum(right[:, events], axis=1, dtype=np.float64)
+        hits = np.cumsum(right[:, events], axis=1)
         counted = inside_at_event[events] - inside_before[ranking.row_bounds[label]]
         counted = counted + np.cumsum(correction[:, events], axis=1)
         precision[:, :, label] = _interpolate(
@@ -404,10 +449,11 @@ def _precision(matches: CocoMatches, ranking: _Ranking, area: int) -> Floats:
     return precision
 
 
-def _right_candidates(matches: CocoMatches, area: int) -> Bools:
-    """Candidates that found an object that counts, (T, C)."""
-    right: Bools = (matches.candidate_object[area] >= 0) & ~matches.candidate_ignored[area]
-    return right
+def _right_weights(matches: CocoMatches, ranking: _Ranking, area: int) -> Floats:
+    """At each event how many detections are right, (T, E): its weight, or 0."""
+    right = (matches.candidate_object[area] >= 0) & ~matches.candidate_ignored[area]
+    weighted: Floats = right[:, ranking.candidates] * ranking.weights[ranking.events]
+    return weighted
 
 
 def _interpolate(precision: Floats, recall: Floats) -> Floats:
@@ -420,13 +466,13 @@ def _interpolate(precision: Floats, recall: Floats) -> Floats:
 
 def _recall(matches: CocoMatches, ranking: _Ranking, area: int) -> Floats:
     """Recall (T, K, M) with at most so many detections of an image and class, -1 without objects."""
-    right = _right_candidates(matches, area)[:, ranking.candidates]
+    right = _right_weights(matches, ranking, area)
     rank = matches.rank[ranking.rows[ranking.events]]
     positives = ranking.positives[area]
     present = positives > 0
     recall = np.full((len(IOU_THRESHOLDS), matches.num_classes, len(MAX_DETECTIONS)), -1.0)
     for index, limit in enumerate(MAX_DETECTIONS):
-        hits = np.pad(np.cumsum(right & (rank < limit), axis=1), ((0, 0), (1, 0)))
+        hits = np.pad(np.cumsum(right * (rank < limit), axis=1), ((0, 0), (1, 0)))
         of_class = np.diff(hits[:, ranking.event_bounds], axis=1)
         recall[:, present, index] = of_class[:, present] / positives[present]
     return recall

@@ -240,3 +240,11 @@ def test_recall_can_be_counted_from_the_dense_flags():
                 hits = right[:, matches.label == label].sum(axis=1)
                 expected = hits / positives if positives else np.full(10, -1.0)
                 np.testing.assert_allclose(result.recall[:, label, area, 2], expected)
+
+
+def test_average_precision_of_each_image_is_that_of_a_data_set_of_this_image_alone():
+    for seed in range(60):
+        matches = coco.match(*awkward_scene(seed))
+        alone = np.eye(matches.num_images, dtype=np.int64)
+        expected = [matches.average_precision(weights) for weights in alone]
+        np.testing.assert_allclose(coco.image_average_precision(matches), expected, rtol=0, atol=1e-12)
