@@ -157,7 +157,7 @@ def _odd_images(a: Annotations) -> Iterator[Finding]:
         yield Finding(
             "note",
             str(a.path),
-            f"{len(empty)} images have no annotations, the first is {a.file_names[empty[0]]}",
+            f"{len(empty)} images have no annotations, the first is {a.file_name(int(empty[0]))}",
             "Training leaves them out unless told otherwise; evaluation keeps them.",
         )
     crowded = np.flatnonzero(counts > _MAX_DETECTIONS)
@@ -168,7 +168,7 @@ def _odd_images(a: Annotations) -> Iterator[Finding]:
             f"{len(crowded)} images have more than {_MAX_DETECTIONS} boxes, up to {counts.max()}",
             f"COCO's metrics count the best {_MAX_DETECTIONS} detections of an image, so AP can't reach 100.",
         )
-    for name, count in Counter(a.file_names).items():
+    for name, count in Counter(_names(a)).items():
         if count > 1:
             yield Finding(
                 "warning", f"{a.path}: {name}", f"{count} image records name this file", "Merge them."
@@ -177,7 +177,7 @@ def _odd_images(a: Annotations) -> Iterator[Finding]:
 
 def _unreadable_images(a: Annotations, folder: Path) -> Iterator[Finding]:
     def problem(index: int) -> str | None:
-        path = folder / a.file_names[index]
+        path = folder / a.file_name(index)
         try:
             read_image(path, a.size(index))
         except DataError as error:
@@ -187,7 +187,7 @@ def _unreadable_images(a: Annotations, folder: Path) -> Iterator[Finding]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes outside the interpreter's lock
         for index, what in enumerate(pool.map(problem, range(a.num_images))):
             if what is not None:
-                yield Finding("error", str(folder / a.file_names[index]), what)
+                yield Finding("error", str(folder / a.file_name(index)), what)
 
 
 def _odd_splits(train: Annotations, val: Annotations, layout: Layout) -> Iterator[Finding]:
@@ -199,7 +199,7 @@ def _odd_splits(train: Annotations, val: Annotations, layout: Layout) -> Iterato
             "Give both the same.",
         )
     if layout.train.images == layout.val.images:
-        for name in sorted(set(train.file_names) & set(val.file_names)):
+        for name in sorted(set(_names(train)) & set(_names(val))):
             yield Finding(
                 "warning", f"{val.path}: {name}", "is a training image too", "What it scores says little."
             )
@@ -208,6 +208,10 @@ def _odd_splits(train: Annotations, val: Annotations, layout: Layout) -> Iterato
 def _what(error: DataError, path: Path) -> str:
     """A data error without the place it opens with."""
     return str(error).removeprefix(f"{path}: ").removesuffix(".")
+
+
+def _names(a: Annotations) -> list[str]:
+    return [a.file_name(index) for index in range(a.num_images)]
 
 
 def _per_class(a: Annotations) -> list[int]:

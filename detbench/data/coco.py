@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,13 @@ SPLITS = ("train", "val")
 _CACHE_VERSION = 1
 
 _NOT_FOUND = -1
+
+# What NumPy and zipfile raise for a damaged archive, depending on where the damage is.
+_DAMAGED = (OSError, EOFError, KeyError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
+
+# The polygons of an annotation: most of a file, and of no use to boxes. What stands between the key and the
+# next quote or brace is numbers, commas and brackets, so in valid JSON the last bracket closes the outline.
+_OUTLINE = re.compile(rb'"segmentation"\s*:\s*\[[^"{}]*\]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +84,7 @@ class Annotations:
         path: the file.
         sha256: of the file's bytes, hexadecimal.
         image_ids: (I,) int64 or text.
-        file_names: I paths below the image folder.
+        file_names: (I,) UTF-8 bytes, paths below the image folder; `file_name` gives one as text.
         widths: (I,) int64 pixels.
         heights: (I,) int64 pixels.
         offsets: (I + 1,) int64; image i owns annotations offsets[i] to offsets[i + 1].
@@ -92,7 +100,7 @@ class Annotations:
     path: Path
     sha256: str
     image_ids: NDArray[Any]
-    file_names: tuple[str, ...]
+    file_names: NDArray[np.bytes_]
     widths: NDArray[np.int64]
     heights: NDArray[np.int64]
     offsets: NDArray[np.int64]
@@ -113,6 +121,10 @@ class Annotations:
     def image_idx(self) -> NDArray[np.int64]:
         """(A,) int64: the image of each annotation."""
         return np.repeat(np.arange(self.num_images), np.diff(self.offsets))
+
+    def file_name(self, index: int) -> str:
+        """The path of one image below the image folder."""
+        return bytes(self.file_names[index]).decode()
 
     def of_image(self, index: int) -> slice:
         """The annotations of one image."""
@@ -182,9 +194,11 @@ def inspect_annotations(path: Path) -> tuple[Annotations, list[Problem]]:
         DataError: there is no such file, it isn't JSON, or it lacks images, annotations or categories.
     """
     content = _content(path)
-    sha256 = hashlib.sha256(content).hexdigest()
-    tree = _json(path, content)
-    del content
+    with _no_collection():
+        return _inspected(path, hashlib.sha256(content).hexdigest(), _json(path, content))
+
+
+def _inspected(path: Path, sha256: str, tree: Mapping[str, list[Any]]) -> tuple[Annotations, list[Problem]]:
     problems: list[Problem] = []
     image_index, images = _keyed(tree["images"], "images", _image_problem, problems)
     category_index, categories = _keyed(tree["categories"], "categories", _category_problem, problems)
@@ -195,7 +209,7 @@ def inspect_annotations(path: Path) -> tuple[Annotations, list[Problem]]:
         path=path,
         sha256=sha256,
         image_ids=_id_column(list(image_index)),
-        file_names=tuple(str(record["file_name"]) for record in images),
+        file_names=np.array([record["file_name"].encode() for record in images], dtype=np.bytes_),
         widths=np.array([record["width"] for record in images], dtype=np.int64),
         heights=np.array([record["height"] for record in images], dtype=np.int64),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -229,8 +243,10 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 
 def _json(path: Path, content: bytes) -> Mapping[str, list[Any]]:
     try:
-        with _no_collection():
-            tree = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_slim)
+        try:
+            tree = _loads(_OUTLINE.sub(b'"segmentation":0', content))
+        except ValueError:
+            tree = _loads(content)  # as it is, so that the place of the fault is the file's
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: byte {error.start} is no UTF-8. Expected a COCO annotation file, JSON in UTF-8."
@@ -250,6 +266,10 @@ def _json(path: Path, content: bytes) -> Mapping[str, list[Any]]:
     return tree
 
 
+def _loads(content: bytes) -> Any:
+    return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_slim)
+
+
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """No garbage collection: it would walk the millions of fresh objects again and again, and free none."""
@@ -263,7 +283,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _slim(pairs: list[tuple[str, Any]]) -> Any:
-    """A JSON object on its way in: of an annotation only what boxes need, as outlines are most of a file."""
+    """A JSON object on its way in; of an annotation only what boxes need."""
     record = dict(pairs)
     if "bbox" not in record:
         return record
@@ -293,7 +313,7 @@ def _image_problem(record: Any) -> str | None:
     if fault:
         return fault
     name = record["file_name"]
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not isinstance(name, str) or not name or "\0" in name or not _is_text(name):
         return f"file_name is {_shown(name)}, expected a file's name"
     for side in ("width", "height"):
         if not (_is_number(record[side]) and record[side] >= 1 and record[side] == int(record[side])):
@@ -458,6 +478,15 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
+def _is_text(value: str) -> bool:
+    """False for halves of characters, which JSON can spell but no file can have in its name."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _place(what: str, i: int, record: Any) -> str:
     key = record.get("id") if isinstance(record, dict) else record[0] if isinstance(record, tuple) else None
     return f"{what}[{i}]" if key is None else f"{what}[{i}] (id {_shown(key)})"
@@ -480,14 +509,13 @@ def _stamp(path: Path) -> str:
 def _load(kept: Path, stamp: str, path: Path) -> Annotations | None:
     """The columns kept of a file; None if there are none, or of another state of it, or damaged ones."""
     try:
-        with np.load(kept, allow_pickle=False) as arrays:
+        with kept.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if _text(arrays["stamp"]) != stamp:
                 return None
             values = {field.name: arrays[field.name] for field in fields(Annotations) if field.name != "path"}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+    except _DAMAGED:
         return None
-    for name in ("file_names", "category_names"):
-        values[name] = tuple(json.loads(_text(values[name])))
+    values["category_names"] = tuple(json.loads(_text(values["category_names"])))
     values["sha256"] = _text(values["sha256"])
     return Annotations(path=path, **values)
 

@@ -77,13 +77,13 @@ class DetectionData:
             labels=torch.from_numpy(self.annotations.labels[objects])[result.kept],
             original_size=self.annotations.size(index),
             image_index=index,
-            name=self.annotations.file_names[index],
+            name=self.annotations.file_name(index),
         )
 
     def _pixels(self, index: int) -> NDArray[np.uint8]:
         pixels = self._decoded.get(index)
         if pixels is None:
-            path = self.images / self.annotations.file_names[index]
+            path = self.images / self.annotations.file_name(index)
             pixels = read_image(path, self.annotations.size(index))
             if self._keep:
                 self._decoded[index] = pixels

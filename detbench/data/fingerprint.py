@@ -31,7 +31,8 @@ def fingerprint(source: Coco | Drawn, cache: Path) -> str:
     for split in SPLITS:
         annotations = read_annotations(layout[split].annotations, cache=cache)
         total.update(f"{split} {annotations.sha256}\n".encode())
-        for name in annotations.file_names:
+        for index in range(annotations.num_images):
+            name = annotations.file_name(index)
             total.update(f"{_file_size(layout[split].images / name)} {name}\n".encode())
     return f"coco-{total.hexdigest()[:16]}"
 
