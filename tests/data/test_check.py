@@ -1,0 +1,134 @@
+import pytest
+from coco_files import annotation, category, image, several, tree, write_json, write_plain
+from PIL import Image
+
+from detbench.data.check import check
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_plain(tmp_path / "set", several("a", 4), several("b", 2))
+
+
+def found(root):
+    return [(f.severity, f.where.removeprefix(f"{root}/"), f.what) for f in check(root).findings]
+
+
+def test_nothing_is_found_in_good_data(root):
+    report = check(root)
+    assert report.findings == ()
+    assert set(report.summaries) == {"train", "val"}
+
+
+def test_a_folder_of_another_layout_is_an_error(tmp_path):
+    (finding,) = check(tmp_path).findings
+    assert finding.severity == "error"
+    assert finding.what.startswith("not a COCO data set")
+    assert check(tmp_path).summaries == {}
+
+
+def test_all_faulty_records_and_files_are_listed_errors_first(root):
+    content = several("a", 4)
+    del content["images"][0]["width"]
+    content["annotations"][5]["bbox"] = [1, 2, 3]
+    content["annotations"][6]["category_id"] = 77
+    write_json(root / "annotations/instances_train.json", content)
+    (root / "images/a3.png").unlink()
+    Image.new("RGB", (5, 5)).save(root / "images/a4.png")
+    (root / "images/b2.png").write_bytes((root / "images/b2.png").read_bytes()[:100])
+    lines = found(root)
+    assert {severity for severity, _, _ in lines} == {"error"}
+    where = [place for _, place, _ in lines]
+    train = "annotations/instances_train.json: "
+    assert where == [
+        f"{train}images[0] (id 1)",
+        *[f"{train}annotations[{i}] (id {100 + i})" for i in range(3)],
+        f"{train}annotations[5] (id 202)",
+        f"{train}annotations[6] (id 300)",
+        "images/a3.png",
+        "images/a4.png",
+        "images/b2.png",
+    ]
+    assert lines[6][2] == "no such image file, but the annotations name it"
+    assert lines[7][2].startswith("the image is 5 x 5 pixels, annotated as")
+
+
+def test_a_file_that_cant_be_parsed_does_not_hide_the_other_split(root):
+    path = root / "annotations/instances_train.json"
+    path.write_text(path.read_text()[:-20])
+    (root / "images/b1.png").unlink()
+    lines = found(root)
+    assert [place for _, place, _ in lines] == ["annotations/instances_train.json", "images/b1.png"]
+    assert set(check(root).summaries) == {"val"}
+
+
+def test_odd_boxes_are_warnings(root):
+    content = several("b", 2)
+    odd = [
+        [0, 0, 0, 5],
+        [9, 9, 5, -1],
+        [100, 5, 5, 5],
+        [60, 5, 50, 5],
+        [-0.5, 5, 5, 5],
+        [7, 7, 9, 9],
+        [7, 7, 9, 9],
+    ]
+    content["annotations"] += [annotation(i, 1, 1, bbox=box) for i, box in enumerate(odd)]
+    write_json(root / "annotations/instances_val.json", content)
+    path = "annotations/instances_val.json: annotation "
+    assert found(root) == [
+        ("warning", f"{path}0", "bbox [0, 0, 0, 5] has no area"),
+        ("warning", f"{path}1", "bbox [9, 9, 5, -1] has no area"),
+        ("warning", f"{path}2", "bbox [100, 5, 5, 5] lies wholly outside its image"),
+        ("warning", f"{path}3", "bbox [60, 5, 50, 5] reaches out of its image"),
+        ("warning", f"{path}6", "bbox [7, 7, 9, 9] repeats another box of its image and class"),
+        ("warning", f"{path}0", "pycocotools takes a match with id 0 for a miss"),
+    ]
+
+
+def test_odd_images_and_classes_are_told(root):
+    content = several("b", 2)
+    content["images"] += [image(3, "b2.png", *(content["images"][1][k] for k in ("width", "height")))]
+    content["annotations"] += [annotation(1000 + i, 1, 1, bbox=[i / 4, 5, 9, 9]) for i in range(110)]
+    content["categories"] += [category(9, "unicorn")]
+    write_json(root / "annotations/instances_val.json", content)
+    path = "annotations/instances_val.json"
+    assert found(root) == [
+        ("error", path, "its categories differ from those of instances_train.json"),
+        ("warning", f"{path}: b2.png", "2 image records name this file"),
+        ("note", path, "no box of 1 classes: unicorn"),
+        ("note", path, "1 images have no annotations, the first is b2.png"),
+        ("note", path, "1 images have more than 100 boxes, up to 113"),
+    ]
+
+
+def test_an_image_of_both_splits_is_a_warning(root):
+    write_json(root / "annotations/instances_val.json", several("a", 4))
+    assert [x for x in found(root) if "training image too" in x[2]] == [
+        ("warning", f"annotations/instances_val.json: a{i}.png", "is a training image too")
+        for i in range(1, 5)
+    ]
+
+
+def test_a_summary_counts_what_there_is(tmp_path):
+    content = tree(
+        images=[image(1), image(2, "b.png", 300, 200), image(3, "c.png")],
+        annotations=[
+            annotation(1, 1, area=1023),
+            annotation(2, 1, area=1024),
+            annotation(3, 2, 2, area=9215.9),
+            annotation(4, 2, area=9216, bbox=[1, 1, 96, 96]),
+            annotation(5, 2, area=5, iscrowd=1),
+        ],
+        categories=[category(1, "cat"), category(2, "dog"), category(3, "emu")],
+    )
+    content["annotations"][1]["bbox"] = [0, 0, 32, 32]
+    report = check(write_plain(tmp_path, content, content), splits=("val",))
+    (summary,) = report.summaries.values()
+    assert (summary.images, summary.empty_images, summary.boxes, summary.crowds) == (3, 1, 4, 1)
+    assert summary.sizes == (1, 2, 1)
+    assert summary.classes == {"cat": 3, "dog": 1, "emu": 0}
+    assert (summary.sides, summary.densest) == ((48, 300), 2)
+    (line,) = report.summary_lines()
+    assert line.startswith("val: 3 images of 48 to 300 pixels")
+    assert "2 of 3 classes occur" in line
