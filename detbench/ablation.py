@@ -12,7 +12,7 @@ from typing import Any
 from detbench.errors import RecipeError
 from detbench.parts.part import closest, plain
 from detbench.recipes import (
-    Point, Recipe, Row, Sweep, Tree, find_param, load, merge, names, parse_value, point_row, slug,
+    SCALES, Point, Recipe, Row, Sweep, Tree, find_param, load, merge, names, parse_value, point_row, slug,
 )  # fmt: skip
 
 
@@ -141,13 +141,13 @@ def _recipe_tree(recipe: Recipe, axes: Sequence[Axis]) -> Tree:
                 f"{sweep.param}={_text(point.value)}" for sweep, point in zip(first, combination, strict=True)
             )
             changed: Tree = {}
-            for part in parts:
+            values: Tree = {}
+            for part, sweep, point in zip(parts, first, combination, strict=True):
                 changed = merge(changed, part.set)
-            for sweep, point in zip(first, combination, strict=True):
                 if sweep.key:
-                    changed = merge(changed, {sweep.key: point.value})
+                    values[sweep.key] = point.value
             use = next((part.use for part in parts if part.use), "")
-            rows[label] = Row(label=label, use=use, set=changed)
+            rows[label] = Row(label=label, use=use, set=changed, scale={scale: values for scale in SCALES})
     params = [axis.param for axis in axes]
     head = plain(recipe.head) | {
         "table": f"ablation of {', '.join(params)}",

@@ -366,7 +366,7 @@ def _run(
         raise Interrupted(
             "stopped; finished runs and checkpoints are kept. The same command goes on where it stopped"
         ) from None
-    tables = collect(store, [recipe.name if recipe.path.is_relative_to(recipes_dir()) else str(recipe.path) for recipe, _ in chosen], context=context)
+    tables = collect(store, [recipe.name for recipe, _ in chosen], context=context)
     print(render(tables, "json" if as_json else "terminal"), end="")
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if failed:

@@ -195,8 +195,8 @@ def runs_tree(store: Store) -> list[dict[str, Any]]:
         out.append(
             {
                 "folder": str(folder),
-                "recipe": asked["recipe"],
-                "row": asked["row"],
+                "recipe": asked["places"][0][0],
+                "row": asked["places"][0][1],
                 "seed": asked["seed"],
                 "scale": asked["scale"],
                 "state": state,
@@ -274,9 +274,7 @@ def _from_baseline(recipe: Recipe, row: Row, context: Context) -> dict[str, tupl
 
 
 def _toml(value: Any) -> str:
-    if value is None:
-        return '"none"  # not set'
-    return json.dumps(value, ensure_ascii=False)
+    return "unset" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _short(value: Any) -> str:

@@ -205,7 +205,7 @@ class Recipe:
     """A loaded recipe: all rows, those of its sweeps included, in the paper's order.
 
     Attributes:
-        name: "date/table5"; for a user's own file, its path without the suffix.
+        name: "date/table5"; for a user's own file, its path. `load` takes it.
         path: the file.
         head: what is reproduced.
         rows: by label.
@@ -280,7 +280,7 @@ def load(name: str) -> Recipe:
         if name.endswith(".toml"):
             raise RecipeError(f"{name}: no such file")
         raise RecipeError(f"{name}: no recipe is called so{closest(name, names())} `detbench ls` lists all")
-    return _load_file(path, name.removesuffix(".toml"))
+    return _load_file(path, name)
 
 
 def select(patterns: Sequence[str]) -> list[tuple[Recipe, list[Row]]]:
@@ -399,11 +399,14 @@ def apply_overrides(tree: Tree, overrides: Sequence[str], *, where: str) -> Tree
 
 
 def parse_value(raw: str) -> Any:
-    """A value as TOML writes it; a bare word that is no TOML value is a string."""
+    """A value as TOML writes it; `unset` for an optional key without value; any other bare word is a string."""
+    raw = raw.strip()
+    if raw == "unset":
+        return None
     try:
         return tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
-        return raw.strip()
+        return raw
 
 
 def changes(under: Experiment, over: Experiment) -> dict[str, tuple[Any, Any]]:
@@ -498,13 +501,12 @@ def _load_file(path: Path, name: str) -> Recipe:
 
 
 def point_row(sweep: Sweep, point: Point) -> Row:
-    """The row that one value of a sweep makes."""
-    changed = merge(sweep.set, point.set)
-    if sweep.key and not point.set:
-        changed = merge(changed, {sweep.key: point.value})
+    """The row that one value of a sweep makes. The value of its key holds whatever a scale's overlay says."""
+    value = {sweep.key: point.value} if sweep.key and not point.set else {}
     return Row(
-        label=point.label, use=point.use or sweep.use, set=changed, reported=point.reported,
-        needs=point.needs, note=point.note, source=point.source,
+        label=point.label, use=point.use or sweep.use, set=merge(sweep.set, point.set),
+        scale={scale: value for scale in SCALES} if value else {},
+        reported=point.reported, needs=point.needs, note=point.note, source=point.source,
     )  # fmt: skip
 
 

@@ -95,7 +95,7 @@ def read_curve(folder: Path) -> Curve:
 
 
 def read_request(folder: Path) -> dict[str, Any]:
-    """What was asked of a run: experiment, seed, scale, data, overrides, recipe and row.
+    """What was asked of a run: experiment, seed, scale, data, overrides, and its rows ("places").
 
     Raises:
         StoreError: it is missing or damaged.

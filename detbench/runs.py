@@ -17,7 +17,7 @@ from detbench.errors import RecipeError
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import plain
 from detbench.recipes import Context, Recipe, Row, base_of, resolve
-from detbench.results import read_curve
+from detbench.results import REQUEST, read_curve, read_request
 from detbench.store import ERROR, LOG, State, Store, forget, forget_failure, state_of, write_json
 
 
@@ -87,7 +87,7 @@ def plan(
 ) -> list[Cell]:
     """The distinct runs that rows and seeds ask for, seed by seed so that a first table is there early.
 
-    Quoted rows and rows that need parts which don't exist are passed over.
+    Quoted rows and rows that need parts which don't exist are passed over; something has to be left.
 
     Raises:
         RecipeError: every mistake of every row at once.
@@ -95,18 +95,16 @@ def plan(
     """
     from detbench.data.fingerprint import fingerprint
 
-    problems: list[str] = []
-    resolved: list[tuple[Recipe, Row, Experiment]] = []
-    for recipe, rows in chosen:
-        for row in rows:
-            if row.quoted or recipe.needs(row):
-                continue
-            try:
-                resolved.append((recipe, row, resolve(recipe, row, context)))
-            except RecipeError as error:
-                problems += [p for p in error.problems if p not in problems]
-    if problems:
-        raise RecipeError(problems)
+    resolved = [
+        (recipe, row, experiment)
+        for recipe, rows in chosen
+        for row, experiment in _resolve_all(recipe, rows, context)
+    ]
+    if not resolved:
+        needs = sorted({need for recipe, rows in chosen for row in rows for need in recipe.needs(row)})
+        names = ", ".join(recipe.name for recipe, _ in chosen)
+        why = f"they need parts that don't exist yet: {', '.join(needs)}" if needs else "they are quoted"
+        raise RecipeError(f"{names}: none of the chosen rows can run; {why}")
     cells: dict[tuple[str, int], Cell] = {}
     for seed in seeds:
         for recipe, row, experiment in resolved:
@@ -121,11 +119,38 @@ def plan(
     return list(cells.values())
 
 
+def _resolve_all(recipe: Recipe, rows: Sequence[Row], context: Context) -> list[tuple[Row, Experiment]]:
+    """The experiments of the rows that can run. A mistake that rows share is told once."""
+    resolved = []
+    problems: dict[str, list[str]] = {}
+    runnable = [row for row in rows if not row.quoted and not recipe.needs(row)]
+    for row in runnable:
+        try:
+            resolved.append((row, resolve(recipe, row, context)))
+        except RecipeError as error:
+            for problem in error.problems:
+                problems.setdefault(problem.replace(f", row '{row.label}'", "", 1), []).append(row.label)
+    if problems:
+        raise RecipeError(
+            [
+                problem if len(labels) == len(runnable) else f"{problem} (in the rows {', '.join(labels)})"
+                for problem, labels in problems.items()
+            ]
+        )
+    return resolved
+
+
 def request(cell: Cell) -> None:
-    """Writes down what is asked of a cell's folder, before any work is done in it."""
+    """Writes down what is asked of a cell's folder, and adds the rows that ask for it to those that did before."""
     context = cell.context
+    asked = [list(place) for place in cell.places]
+    if (cell.folder / REQUEST).is_file():
+        before = read_request(cell.folder)["places"]
+        if all(place in before for place in asked):
+            return
+        asked = before + [place for place in asked if place not in before]
     write_json(
-        cell.folder / "request.json",
+        cell.folder / REQUEST,
         {
             "digest": cell.digest,
             "training_digest": cell.training_digest,
@@ -134,8 +159,7 @@ def request(cell: Cell) -> None:
             "data": context.data,
             "overrides": list(context.overrides),
             "fingerprint": cell.fingerprint,
-            "recipe": cell.places[0][0],
-            "row": cell.label,
+            "places": asked,
             "experiment": plain(cell.experiment),
         },
     )
@@ -182,6 +206,8 @@ def execute(
     if force:
         for cell in cells:
             forget(cell.folder)
+    for cell in cells:
+        request(cell)
     todo = [cell for cell in cells if cell.state != "finished"]
     done: list[Outcome] = []
     running: dict[Cell, subprocess.Popen[bytes]] = {}
@@ -271,7 +297,6 @@ def _may_start(cell: Cell, running: dict[Cell, Any]) -> bool:
 
 
 def _start(cell: Cell, store: Store, *, threads: int, workers: int, device: str) -> subprocess.Popen[bytes]:
-    request(cell)
     forget_failure(cell.folder)
     command = [
         sys.executable, "-m", "detbench.engine", str(cell.folder), "--cache", str(store.cache),

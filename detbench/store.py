@@ -133,7 +133,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Removes a run's files but the lock, so that it starts afresh.
+    """Removes what a run has written, so that it starts afresh; who asked for it stays known.
 
     Raises:
         StoreError: another process holds the run.
@@ -142,7 +142,7 @@ def forget(folder: Path) -> None:
         return
     with hold(folder):
         for path in folder.iterdir():
-            if path.name != LOCK:
+            if path.name not in (LOCK, REQUEST):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
