@@ -1,7 +1,7 @@
 """Figures of a table: how its rows converged, what its sweeps found, how they fare by object size.
 
 Drawn with matplotlib's object interface, which keeps no global state; it is imported inside the functions.
-Files are drawn for white paper. On the page the same drawing follows the reader's colour scheme: page_svg turns
+Files are drawn for white paper. On the page the same drawing follows the reader's colours: page_svg turns
 every colour of the drawing into a CSS variable.
 """
 
@@ -35,6 +35,7 @@ _DASHES = ("-", (0, (5, 2)), (0, (1, 1.4)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _WIDTH, _HEIGHT = 4.7, 3.0  # inches; 338 points: a phone shows it at its own size
 _SIZES = ("APs", "APm", "APl")
+_POINTS = 200  # of a line: more would make a page of megabytes
 _SMOOTHED = 0.04  # of a curve's length: the width of its running mean
 
 
@@ -103,7 +104,7 @@ def convergence(collected: Collected, metric: str, *, over: str) -> Plot | None:
 
 
 def losses(collected: Collected, name: str) -> Plot | None:
-    """A loss ("total" or "branch.loss") over steps: the seeds' smoothed mean over each seed's faint curve."""
+    """A loss ("total" or "branch.loss") over steps: the seeds' smoothed mean, and faintly one seed as is."""
     series = [
         (style, entry)
         for style, entry in _measured(collected)
@@ -113,12 +114,13 @@ def losses(collected: Collected, name: str) -> Plot | None:
         return None
     figure, axes = _canvas("steps", f"loss {name}" if name != "total" else "total loss")
     for style, entry in series:
-        for curve in entry.curves:
-            points = [(s["step"], s["losses"][name]) for s in curve.steps if name in s["losses"]]
-            axes.plot(*zip(*points, strict=True), color=style.color, alpha=0.18, linewidth=0.5)
+        raw = [(s["step"], s["losses"][name]) for s in entry.curves[0].steps if name in s["losses"]]
+        axes.plot(*zip(*_thinned(raw), strict=True), color=style.color, alpha=0.22, linewidth=0.5)
         marks = _aligned(entry.curves, lambda c: [(s, s["losses"].get(name)) for s in c.steps], "step")
-        smooth = _running_mean([mean for _, mean, *_ in marks])
-        axes.plot([x for x, *_ in marks], smooth, label=entry.row.label, **style.line(marker=False))
+        smooth = zip((x for x, *_ in marks), _running_mean([mean for _, mean, *_ in marks]), strict=True)
+        axes.plot(
+            *zip(*_thinned(list(smooth)), strict=True), label=entry.row.label, **style.line(marker=False)
+        )
     axes.set_xlim(left=0)
     if min(axes.dataLim.intervaly) > 0:
         _log_axis(axes)
@@ -214,6 +216,7 @@ def page_svg(figure: Figure, *, prefix: str, title: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
+    text = re.sub(r"(\.\d\d)\d+", r"\1", text)  # hundredths of a point are enough, and half the size
     text = re.sub(r"#[0-9a-f]{6}\b", lambda hit: _variable(hit[0]), text)
     width, height = (float(side) for side in re.findall(r'(?:width|height)="([\d.]+)pt"', text)[:2])
     head = (
@@ -306,6 +309,12 @@ def _running_mean(values: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """About as many points as a phone can show, the last one always among them."""
+    stride = -(-len(points) // _POINTS)
+    return points[::-1][::stride][::-1]
+
+
 def _time_unit(seconds: Iterable[float]) -> tuple[str, float]:
     longest = max(seconds)
     if longest < 180:
@@ -391,10 +400,10 @@ def _dress(axes: Axes) -> None:
         spine.set_visible(side == "bottom")
         spine.set_color(MUTED)
         spine.set_linewidth(0.8)
-    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=9, length=3, width=0.8, which="both")
+    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=9.5, length=3, width=0.8, which="both")
     axes.tick_params(axis="y", length=0, which="both")
-    axes.xaxis.label.set_fontsize(9)
-    axes.yaxis.label.set_fontsize(9)
+    axes.xaxis.label.set_fontsize(9.5)
+    axes.yaxis.label.set_fontsize(9.5)
 
 
 def _legend(figure: Figure, *every: Axes) -> None:
@@ -407,10 +416,12 @@ def _legend(figure: Figure, *every: Axes) -> None:
     columns = 2 if max(len(label) for label in labels) <= 26 else 1
     lines = -(-len(labels) // columns)
     figure.set_size_inches(_WIDTH, _HEIGHT + 0.19 * lines)
-    figure.legend(
-        handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5, labelcolor=INK,
+    legend = figure.legend(
+        handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=9, labelcolor=INK,
         handlelength=2.2, columnspacing=1.2, borderaxespad=0.2, labelspacing=0.35,
     )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a dollar sign in a label is no formula
 
 
 def _variable(color: str) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from detbench.parts.part import canonical
 from detbench.recipes import Row
 from detbench.report.gather import Collected, Entry, State, hardware, is_cost
 from detbench.stats import Estimate, mean_interval, paired_difference
@@ -102,7 +101,7 @@ class Table:
 def build(collected: Collected) -> Table:
     """The table of one recipe at one scale."""
     head = collected.recipe.head
-    columns = tuple(_column(metric) for metric in head.metrics)
+    columns = tuple(column_of(metric) for metric in head.metrics)
     by_column = [_cells(collected, column) for column in columns]
     rows = tuple(
         TableRow(
@@ -139,7 +138,8 @@ def uncontrolled(entry: Entry, baseline: Row) -> list[str]:
     return [key for key in entry.changes if not any(_touches(key, other) for other in declared)]
 
 
-def _column(metric: str) -> Column:
+def column_of(metric: str) -> Column:
+    """How a metric is shown and compared."""
     return Column(
         metric=metric,
         decimals=next((digits for start, digits in _DECIMALS.items() if metric.startswith(start)), 1),
@@ -297,12 +297,3 @@ def _touches(key: str, declared: str) -> bool:
 def _range(numbers: set[int]) -> str:
     low, high = min(numbers), max(numbers)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def value_text(value: Any) -> str:
-    """A setting as a reader likes it: a part by its kind and fields, None as "absent"."""
-    if value is None:
-        return "absent"
-    if isinstance(value, str):
-        return value
-    return canonical(value).replace('"', "").replace(",", ", ").replace(":", ": ")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,7 +142,7 @@ def metrics(ap: float, chance: random.Random) -> dict[str, float | None]:
     }  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def collect() -> Collect:
     """Measured recipes by name."""
 
@@ -153,10 +152,10 @@ def collect() -> Collect:
     return by_name
 
 
-@pytest.fixture
-def special(tmp_path: Path) -> Collected:
-    """A table with every state a row can be in and signs that each form must escape."""
-    path = tmp_path / "specials.toml"
+@pytest.fixture(scope="session")
+def special(tmp_path_factory: pytest.TempPathFactory) -> Collected:
+    """A table with every state a row can be in and signs that each form must escape. Not to be changed."""
+    path = tmp_path_factory.mktemp("recipes") / "specials.toml"
     path.write_text(SPECIALS, encoding="utf-8")
     rows = {"a, b & c": (0, 1, 2), "x_y=1† {50 %} <b>#1</b>": (0, 1)}
     return collected(recipes.load(str(path)), rows, missing={"x_y=1† {50 %} <b>#1</b>": {"APs"}})

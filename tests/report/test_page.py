@@ -1,0 +1,134 @@
+"""The page stands alone, is well formed, and says what it must."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from detbench import recipes
+from detbench.report.page import command_of, key_of, page, write_site
+
+VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use", "rect", "circle", "line"}
+
+
+class _Reader(HTMLParser):
+    """Checks that tags nest, and collects what tests ask about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attrs: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.attrs.append((tag, dict(attrs)))
+        if tag not in VOID or "svg" in self.open:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attrs.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.text.append(data)
+
+
+def _read(text: str) -> _Reader:
+    reader = _Reader()
+    reader.feed(text)
+    reader.close()
+    return reader
+
+
+@pytest.fixture(scope="module")
+def text(collect, special) -> str:
+    return page([collect("date/table5", 2), special])
+
+
+def test_the_page_is_well_formed_and_its_ids_are_unique(text):
+    reader = _read(text)
+    assert reader.open == []
+    ids = [attrs["id"] for _, attrs in reader.attrs if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    targets = [attrs["href"] for tag, attrs in reader.attrs if tag == "a"]
+    assert targets
+    assert {target.removeprefix("#") for target in targets} <= set(ids)
+
+
+def test_the_page_loads_nothing(text):
+    for tag, attrs in _read(text).attrs:
+        assert tag not in ("link", "img", "iframe", "object")
+        for name in ("src", "href", "xlink:href"):
+            assert (attrs.get(name) or "#").startswith("#"), (tag, attrs)
+    assert not re.search(r"url\((?!#)|@import|fetch\(|XMLHttpRequest", text)
+
+
+def test_tables_can_be_read_aloud(text):
+    reader = _read(text)
+    tables = sum(tag == "table" for tag, _ in reader.attrs)
+    assert tables == sum(tag == "caption" for tag, _ in reader.attrs)
+    assert all("scope" in attrs for tag, attrs in reader.attrs if tag == "th")
+    assert all(attrs.get("aria-label") for tag, attrs in reader.attrs if tag == "svg")
+    assert any("aria-sort" in attrs for _, attrs in reader.attrs)
+
+
+def test_labels_are_escaped_in_tables_and_plots(text):
+    assert "<b>#1" not in text
+    assert "&lt;b&gt;#1" in text
+    assert "x_y=1† {50 %} <b>#1</b>" in " ".join(_read(text).text)
+
+
+def test_the_page_names_version_command_and_where_it_ran(text):
+    shown = " ".join(_read(text).text)
+    assert "detbench run date/table5 --scale cpu --seeds 2" in shown
+    assert "AMD EPYC 9354, 1 thread" in shown
+    assert "0123456789" in shown
+    assert "2026-11-21" in shown
+
+
+def test_a_row_opens_to_its_settings_and_its_difference(text):
+    shown = " ".join(_read(text).text)
+    assert "branches.o2o.assigner" in shown
+    assert "kind = poto" in shown
+    assert "optim.lr = 0.001" in shown
+
+
+def test_all_recipes_are_in_the_overview_with_their_state(collect):
+    shown = " ".join(_read(page([collect("quickstart", 1)])).text)
+    assert all(name in shown for name in recipes.names())
+
+
+def test_a_page_without_runs_is_an_overview(collect):
+    reader = _read(page([]))
+    assert reader.open == []
+    assert "svg" not in [tag for tag, _ in reader.attrs]
+
+
+def test_equal_runs_make_an_equal_page(collect):
+    assert page([collect("quickstart", 1)]) == page([collect("quickstart", 1)])
+
+
+def test_the_site_holds_page_tables_and_plots(collect, tmp_path):
+    collected = collect("quickstart", 1)
+    path = write_site([collected], tmp_path)
+    assert path == tmp_path / "index.html"
+    key = key_of(collected)
+    assert sorted(p.name for p in (tmp_path / "tables").iterdir()) == sorted(
+        f"{key}.{suffix}" for suffix in ("md", "csv", "json", "tex")
+    )
+    assert (tmp_path / "plots" / key / "convergence-epoch.svg").is_file()
+    assert (tmp_path / "plots" / key / "convergence-epoch.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_overrides_give_a_table_files_of_its_own(collect):
+    plain, other = collect("quickstart", 1), collect("quickstart", 1, overrides=("optim.lr=5e-4",))
+    assert key_of(plain) != key_of(other)
+    assert "optim.lr=5e-4" in command_of(other)
+
+
+def test_the_command_names_the_rows_when_only_some_were_run(collect):
+    collected = collect("date/table5", {"DATE-F (Ours)": (0, 1)})
+    assert command_of(collected) == "detbench run date/table5/date-f-ours --scale cpu --seeds 2"
