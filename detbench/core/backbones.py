@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Literal, cast
 
 import torch
@@ -205,11 +206,13 @@ def _weights_of(weights: str, depth: int) -> tuple[str, Mapping[str, Tensor]]:
         if path.suffix == ".safetensors":
             return weights, load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
         raise DataError(f"{weights}: can't be read as a checkpoint ({str(error).splitlines()[0]}).") from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise DataError(f"{weights}: holds no parameters; expected a dict of tensors by name.")
     return weights, state
 
 

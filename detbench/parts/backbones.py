@@ -31,6 +31,10 @@ class ResNet:
     norm: Literal["frozen", "batch"] = "frozen"
     frozen_stages: Literal[0, 1, 2, 3, 4, 5] = 2
 
+    def __post_init__(self) -> None:
+        if self.depth < 50 and self.stride_in == "1x1":
+            raise ValueError(f"stride_in must be '3x3' at depth {self.depth}: its blocks have no 1x1 one")
+
     def build(self) -> Backbone:
         """The module. Raises DataError when a weights file is missing or doesn't fit."""
         from detbench.core.backbones import build_resnet
@@ -46,7 +50,7 @@ class ResNet:
 
 @part
 class SmallResNet:
-    """A four-stage residual body for small images, trained from scratch with its BatchNorm: strides 8, 16, 32.
+    """A four-stage residual body for small images, trained from scratch with BatchNorm: strides 8, 16, 32.
 
     Attributes:
         width: channels of the stem; the stages have 2, 3, 4 and 6 times as many.

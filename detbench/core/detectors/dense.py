@@ -1,4 +1,4 @@
-"""Fully convolutional detectors, RetinaNet to DATE: backbone, pyramid, towers, a predictor for each branch."""
+"""Fully convolutional detectors, RetinaNet to DATE: backbone, pyramid, towers and predictors."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class FcosModule(DensePredictor):
 
 
 class AnchorModule(DensePredictor):
-    """RetinaNet's predictor (spec 1.5): channel a * C + c is anchor a's class c, channel a * 4 + k its delta k."""
+    """RetinaNet's predictor: channel a * C + c is anchor a's class c, a * 4 + k its delta k (spec 1.5)."""
 
     def __init__(
         self, part: AnchorPredictor, channels: int, num_classes: int, *, init_std: float, class_prior: float
