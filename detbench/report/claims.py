@@ -60,10 +60,10 @@ def observe(collected: Collected, claim: Claim) -> Observation:
         measured = _difference_text(paired_difference(by_row[0], by_row[1]), column)
     else:
         means = [mean_interval(numbers).mean for numbers in by_row]
-        measured = ", ".join(
-            f"{label} {number_text(mean, column)}" for label, mean in zip(claim.rows, means, strict=True)
+        measured = "; ".join(
+            f"{label}: {number_text(mean, column)}" for label, mean in zip(claim.rows, means, strict=True)
         )
-    text = f"{measured}: {_count_text(holds, len(shared), counted=column.counted)}."
+    text = f"{measured}. {_count_text(holds, len(shared), counted=column.counted)}."
     return Observation(claim, (), len(shared), holds, text)
 
 
@@ -89,7 +89,7 @@ def _difference_text(difference: Estimate, column: Column) -> str:
 
 def _count_text(holds: int, seeds: int, *, counted: bool) -> str:
     if counted:
-        return "as claimed" if holds else "not as claimed"
+        return "As claimed" if holds else "Not as claimed"
     if seeds == 1:
-        return f"{'as' if holds else 'not as'} claimed on the only seed, which decides nothing"
-    return f"as claimed on {holds} of {seeds} seeds"
+        return f"{'As' if holds else 'Not as'} claimed on the only seed, which decides nothing"
+    return f"As claimed on {holds} of {seeds} seeds"

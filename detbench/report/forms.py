@@ -193,7 +193,7 @@ def environment() -> jinja2.Environment:
     )
     templates.filters |= {
         "number": number_text, "spread": spread_text, "interval": interval_text, "facts": row_facts,
-        "minus": lambda text: text.replace("-", "−"),
+        "minus": lambda text: re.sub(r"(?<!\w)-(?=\d)", "−", text),
     }  # fmt: skip
     return templates
 

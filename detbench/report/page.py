@@ -162,25 +162,32 @@ def _facts(collections: Sequence[Collected]) -> dict[str, str]:
 
 
 def _overview(collections: Sequence[Collected]) -> dict[str, list[Line]]:
-    """Recipes by paper: those collected, at each scale, then the others that come with detbench."""
-    papers: dict[str, list[Line]] = {}
+    """All recipes by paper: each as it was collected, at every scale, or as it stands before any run."""
+    by_name: dict[str, list[Collected]] = {name: [] for name in recipes.names()}
     for collected in collections:
-        states = [entry.state for entry in collected.entries]
-        key = key_of(collected) if collected.results else ""
-        line = _line(collected.name, collected.recipe, states, scale=collected.scale, key=key)
-        papers.setdefault(collected.recipe.head.paper, []).append(line)
-    have = {collected.recipe.name for collected in collections}
-    for name in recipes.names():
-        if name not in have:
-            recipe = recipes.load(name)
-            states = [Entry(row, None, recipe.needs(row), {}, [], []).state for row in recipe.rows.values()]
-            papers.setdefault(recipe.head.paper, []).append(_line(name, recipe, states, scale="", key=""))
+        by_name.setdefault(collected.recipe.name, []).append(collected)
+    papers: dict[str, list[Line]] = {}
+    for name, found in by_name.items():
+        for collected in found or [_before_any_run(recipes.load(name))]:
+            papers.setdefault(collected.recipe.head.paper, []).append(_line(collected))
     return papers
 
 
-def _line(name: str, recipe: Recipe, states: Sequence[State], *, scale: str, key: str) -> Line:
+def _before_any_run(recipe: Recipe) -> Collected:
+    entries = [Entry(row, None, recipe.needs(row), {}, [], []) for row in recipe.rows.values()]
+    return Collected(recipe, "paper", "", (), entries)
+
+
+def _line(collected: Collected) -> Line:
     kinds: tuple[State, ...] = ("measured", "not run", "quoted", "needs")
-    return Line(name, recipe.head.title, scale, key, {state: states.count(state) for state in kinds})
+    states = [entry.state for entry in collected.entries]
+    return Line(
+        name=collected.name,
+        title=collected.recipe.head.title,
+        scale=collected.scale if collected.results else "",
+        key=key_of(collected) if collected.results else "",
+        counts={state: states.count(state) for state in kinds},
+    )
 
 
 def _setting(value: Any) -> str:

@@ -138,6 +138,7 @@ def sizes(collected: Collected) -> Plot | None:
     figure, axes = _canvas("", "AP")
     width = 0.8 / len(rows)
     for i, (style, entry) in enumerate(rows):
+        label: str | None = entry.row.label
         for g, metric in enumerate(groups):
             values = list(entry.values(metric).values())
             if not values:
@@ -145,8 +146,9 @@ def sizes(collected: Collected) -> Plot | None:
             x = g - 0.4 + (i + 0.5) * width
             axes.bar(
                 x, sum(values) / len(values), width * 0.86, color=style.color, alpha=0.75, hatch=style.hatch,
-                edgecolor=PAPER, linewidth=0, label=entry.row.label if metric == groups[0] else None,
+                edgecolor=PAPER, linewidth=0, label=label,
             )  # fmt: skip
+            label = None  # one bar of a row stands in the legend
             if len(values) > 1:
                 axes.plot([x] * len(values), values, ".", color=INK, markersize=2.5)
     names = {"APs": "small\nAPs", "APm": "medium\nAPm", "APl": "large\nAPl"}

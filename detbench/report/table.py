@@ -232,7 +232,7 @@ def _notes(collected: Collected) -> Iterable[str]:
             f"Scale {collected.scale} is not the paper's setting{paper}: absolute numbers are not comparable "
             "with the paper's. What can be compared is order and sign."
         )
-    if any(result.experiment["test"]["metrics"]["size_limits"] == "relative" for result in results):
+    if any(result.experiment["test"]["metrics"].get("size_limits") == "relative" for result in results):
         yield "Size limits are relative: COCO's 32² and 96² pixels, scaled by an image's area over 640 x 480."
     if collected.overrides:
         yield f"Changed on the command line for all rows: {', '.join(collected.overrides)}."
@@ -272,10 +272,8 @@ def _fairness_notes(collected: Collected) -> Iterable[str]:
             yield f"Not controlled: '{label}' also differs from the baseline in {', '.join(keys)}."
     methods = [entry.row.label for entry in compared if entry.row.use != baseline.row.use]
     if methods:
-        yield (
-            f"Compared as whole methods, differing from the baseline '{baseline.row.label}' in several keys: "
-            f"{'; '.join(methods)}."
-        )
+        rows = "all rows" if len(methods) == len(compared) else "; ".join(methods)
+        yield f"Of another method than the baseline, compared as a whole: {rows}."
     controlled = [label for label, keys in others.items() if label not in methods and not keys]
     if controlled:
         yield f"Controlled, differing from the baseline only in what they set: {'; '.join(controlled)}."

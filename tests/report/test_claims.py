@@ -36,7 +36,7 @@ def measured(collect) -> Collected:
 def test_a_claim_is_counted_over_the_seeds(measured, kind, rows, margin, holds):
     seen = observe(measured, Claim(text="", place="", kind=kind, rows=rows, margin=margin))
     assert (seen.holds, seen.seeds) == (holds, 3)
-    assert seen.text.endswith(f"as claimed on {holds} of 3 seeds.")
+    assert seen.text.endswith(f"As claimed on {holds} of 3 seeds.")
     assert seen.tone == "some"
 
 
@@ -66,7 +66,7 @@ def test_a_counted_column_needs_one_run(collect):
     collected = collect("date/table8", 1)
     by_text = {claim.text: observe(collected, claim) for claim in collected.recipe.claims}
     assert {seen.tone for seen in by_text.values()} == {"all"}
-    assert all(seen.text.endswith(": as claimed.") for seen in by_text.values())
+    assert all(seen.text.endswith(". As claimed.") for seen in by_text.values())
 
 
 def test_fewer_parameters_come_first_in_an_order(collect):

@@ -79,6 +79,10 @@ def test_bars_leave_out_a_size_that_no_image_has(special):
         "large\nAPl",
     ]
     assert len(figure.axes[0].patches) == 5  # the second row has no APs
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "a, b & c",
+        "x_y=1† {50 %} <b>#1</b>",
+    ]
 
 
 @pytest.mark.parametrize("recipe", ["date/table5", "date/table10"])
