@@ -11,20 +11,28 @@ from detbench.parts.part import NonNegative, OneOf, part
 
 @part
 class PointPredictor:
-    """OneNet's predictor: class logits and four distances relu(scale * raw) * stride at each location (spec 4.2)."""
+    """OneNet's predictor: class logits and four distances relu(scale * raw) * stride at each location (spec 4.2).
+
+    Attributes:
+        start: the raw distances' bias at the start. 0 is the papers'; half of all distances then start at zero,
+            without a gradient, which only a long training mends.
+    """
 
     kind: Literal["point"] = "point"
+    start: NonNegative = 0.0
 
 
 @part
 class FcosPredictor:
-    """FCOS's predictor: class logits, four distances exp(scale * raw) in pixels, centre-ness (spec 1.4).
+    """FCOS's predictor: class logits, four distances exp(scale * raw), centre-ness (spec 1.4).
 
     Attributes:
+        unit: of the distances: "pixels" in DATE; with "strides" boxes start at their level's size, not at 2 pixels.
         centerness_from: which tower feeds the centre-ness.
     """
 
     kind: Literal["fcos"] = "fcos"
+    unit: Literal["pixels", "strides"] = "pixels"
     centerness_from: Literal["class", "box"] = "class"
 
 

@@ -143,7 +143,7 @@ INIT = {"init_std": 0.01, "class_prior": 0.01}
 def test_a_point_predictor_decodes_by_hand() -> None:
     # relu(2 * raw) * 8 around (4, 4) and (12, 4); a negative distance is none.
     raw = torch.tensor([[[0.25, 0.5, 1, 0.0], [-1, 0.5, 0.5, 0.5]]])
-    p = decode(PointModule(4, 3, **INIT), logits=torch.zeros(1, 2, 3), distances=raw)
+    p = decode(PointModule(PointPredictor(), 4, 3, **INIT), logits=torch.zeros(1, 2, 3), distances=raw)
     assert p.pred_boxes.tolist() == [[[0, -4, 20, 4], [12, -4, 20, 12]]]
 
 

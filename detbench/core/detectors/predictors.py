@@ -14,7 +14,7 @@ from detbench.core.boxes import decode_deltas, distances_to_boxes
 from detbench.core.types import DensePredictions
 
 if TYPE_CHECKING:
-    from detbench.parts.branches import AnchorPredictor, FcosPredictor
+    from detbench.parts.branches import AnchorPredictor, FcosPredictor, PointPredictor
     from detbench.parts.branches import Predictor as PredictorPart
 
 Tower = Literal["class", "box"]
@@ -62,10 +62,13 @@ class DensePredictor(nn.Module):
 class PointModule(DensePredictor):
     """OneNet's predictor: distances relu(scale * raw) * stride (spec 4.2)."""
 
-    def __init__(self, channels: int, num_classes: int, *, init_std: float, class_prior: float) -> None:
+    def __init__(
+        self, part: PointPredictor, channels: int, num_classes: int, *, init_std: float, class_prior: float
+    ) -> None:
         super().__init__(
             channels, {"logits": num_classes, "distances": 4}, init_std=init_std, class_prior=class_prior
         )
+        nn.init.constant_(_bias(cast(nn.Conv2d, self.convs["distances"])), part.start)
         self.reads = {"logits": "class", "distances": "box"}
 
     def decode(self, raw: Raw, scales: Tensor, sizes: Sizes, strides: tuple[int, ...]) -> DensePredictions:
@@ -77,7 +80,7 @@ class PointModule(DensePredictor):
 
 
 class FcosModule(DensePredictor):
-    """FCOS's predictor: distances exp(scale * raw) in pixels, and centre-ness (spec 1.4)."""
+    """FCOS's predictor: distances exp(scale * raw) in pixels or strides, and centre-ness (spec 1.4)."""
 
     def __init__(
         self, part: FcosPredictor, channels: int, num_classes: int, *, init_std: float, class_prior: float
@@ -85,12 +88,15 @@ class FcosModule(DensePredictor):
         outputs = {"logits": num_classes, "distances": 4, "centerness": 1}
         super().__init__(channels, outputs, init_std=init_std, class_prior=class_prior)
         self.reads = {"logits": "class", "distances": "box", "centerness": part.centerness_from}
+        self.part = part
 
     def decode(self, raw: Raw, scales: Tensor, sizes: Sizes, strides: tuple[int, ...]) -> DensePredictions:
         """Distances from each cell's middle, with centre-ness."""
         logits = torch.cat(raw["logits"], 1)
         anchors = point_anchors(sizes, strides, device=logits.device, dtype=logits.dtype)
         distances = _scaled(raw["distances"], scales).exp()
+        if self.part.unit == "strides":
+            distances = distances * anchors.strides[:, None]
         return DensePredictions(
             logits,
             distances_to_boxes(anchors.centers, distances),
@@ -139,7 +145,7 @@ def build_predictor(
     """The module for a branch's predictor part."""
     match part.kind:
         case "point":
-            return PointModule(channels, num_classes, init_std=init_std, class_prior=class_prior)
+            return PointModule(part, channels, num_classes, init_std=init_std, class_prior=class_prior)
         case "fcos":
             return FcosModule(part, channels, num_classes, init_std=init_std, class_prior=class_prior)
         case "anchor":
