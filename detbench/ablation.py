@@ -157,7 +157,7 @@ def _recipe_tree(recipe: Recipe, axes: Sequence[Axis]) -> Tree:
         "needs": list(recipe.head.needs),
         "note": f"Made by `detbench ablate` from {recipe.name}.",
     }
-    return {"recipe": head, "set": recipe.common, "row": [plain(row) for row in rows.values()], "sweep": sweeps}
+    return {"recipe": head, "set": recipe.common, "scale": recipe.overlays, "row": [plain(row) for row in rows.values()], "sweep": sweeps}
 
 
 def _point_of(recipe: Recipe, sweep: Sweep, point: Point) -> Row:

@@ -29,7 +29,7 @@ def watching(cells: Sequence[Cell]) -> Iterator[Watch]:
 
 
 class _Screen:
-    """The live table: row, seed, epoch, loss, AP, time left."""
+    """The live table: row, seed, epoch, loss, score, time left."""
 
     def __init__(self, cells: Sequence[Cell], live: Live) -> None:
         self.cells, self.live, self.next = cells, live, 0.0
@@ -40,7 +40,7 @@ class _Screen:
             return
         self.next = time.monotonic() + _REFRESH_SECONDS
         ended = {id(outcome.cell): outcome.state for outcome in done}
-        table = Table("row", "seed", "state", "epoch", "loss", "AP", "time left", box=None, pad_edge=False)
+        table = Table("row", "seed", "state", "epoch", "loss", "score", "time left", box=None, pad_edge=False)
         for cell in self.cells:
             if id(cell) in self.cached and id(cell) not in ended:
                 table.add_row(cell.label, str(cell.seed), "[dim]was finished[/]", "", "", "", "")
@@ -84,23 +84,27 @@ def _columns(now: Progress | None, at_work: bool) -> tuple[str, str, str, str]:
     return (
         f"{now.epoch:.1f}",
         "" if now.loss is None else f"{now.loss:.3f}",
-        "" if now.ap is None else f"{now.ap:.1f}",
+        _score(now),
         "" if left is None else _duration(left),
     )
 
 
 def _sentence(now: Progress) -> str:
     loss = "" if now.loss is None else f", loss {now.loss:.3f}"
-    ap = "" if now.ap is None else f", AP {now.ap:.1f}"
+    score = "" if now.score is None else f", {_score(now)}"
     left = "" if now.seconds_left is None else f", {_duration(now.seconds_left)} left"
-    return f"step {now.step} of {now.of}{loss}{ap}{left}"
+    return f"step {now.step} of {now.of}{loss}{score}{left}"
 
 
 def _ending(outcome: Outcome) -> str:
     if outcome.message:
         return f": {outcome.message}"
     now = progress(outcome.cell.folder)
-    return "" if now is None or now.ap is None else f", AP {now.ap:.1f}"
+    return "" if now is None or now.score is None else f", {_score(now)}"
+
+
+def _score(now: Progress) -> str:
+    return "" if now.score is None else f"{now.score[0]} {now.score[1]:.1f}"
 
 
 def _duration(seconds: float) -> str:
@@ -112,7 +116,13 @@ def _duration(seconds: float) -> str:
 
 
 def _colour(state: str) -> str:
-    colours = {"finished": "green", "failed": "red", "interrupted": "yellow", "running": "cyan", "waiting": "dim"}
+    colours = {
+        "finished": "green",
+        "failed": "red",
+        "interrupted": "yellow",
+        "running": "cyan",
+        "waiting": "dim",
+    }
     return f"[{colours[state]}]{state}[/]"
 
 

@@ -2,7 +2,7 @@
 
 A row is laid over its base in a fixed order, later layers winning:
 
-    base  <-  variant  <-  the table's [set]  <-  the row's set  <-  scale overlays (base, variant, row)
+    base  <-  variant  <-  the table's [set]  <-  the row's set  <-  scale overlays (base, variant, table, row)
           <-  --data  <-  overrides of the command line
 
 A table with another `kind` replaces what it is laid over; otherwise tables merge key by key.
@@ -22,6 +22,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from detbench.errors import RecipeError
+from detbench.parts.data import source_in
 from detbench.parts.experiment import Experiment, read_experiment
 from detbench.parts.part import closest, part, plain, read_part
 
@@ -158,6 +159,7 @@ class RecipeText:
 
     recipe: Head
     set: dict[str, Any] = Field(default_factory=dict)
+    scale: dict[Scale, dict[str, Any]] = Field(default_factory=dict)
     row: tuple[Row, ...] = ()
     sweep: tuple[Sweep, ...] = ()
     claim: tuple[Claim, ...] = ()
@@ -220,6 +222,7 @@ class Recipe:
     sweeps: tuple[Sweep, ...]
     claims: tuple[Claim, ...]
     common: Tree = field(repr=False)
+    overlays: dict[Scale, Tree] = field(repr=False)
 
     def needs(self, row: Row) -> tuple[str, ...]:
         """Parts without which a row can't run; empty when it can."""
@@ -236,7 +239,7 @@ class Context:
 
     Attributes:
         scale: the named overlay.
-        data: folder of the user's own COCO-style data; None for the scale's own.
+        data: folder of the user's own data, in COCO's format or CrowdHuman's; None for the scale's own.
         overrides: `key.path=value` strings, in order.
     """
 
@@ -336,9 +339,11 @@ def layers(recipe: Recipe, row: Row, context: Context) -> Tree:
         tree = merge(tree, base.scale.get(context.scale, {}))
         if variant is not None:
             tree = merge(tree, variant.scale.get(context.scale, {}))
+    tree = merge(tree, recipe.overlays.get(context.scale, {}))
     tree = merge(tree, row.scale.get(context.scale, {}))
     if context.data is not None:
-        tree = merge(tree, {"data": {"source": {"kind": "coco", "root": context.data}}})
+        source = source_in(context.data)
+        tree = merge(tree, {"data": {"source": {"kind": source.kind, "root": source.root}}})
     return tree
 
 
@@ -497,7 +502,8 @@ def _load_file(path: Path, name: str) -> Recipe:
         ]
     if problems:
         raise RecipeError(problems)
-    return Recipe(name, path, text.recipe, _paper_order(text.recipe, rows), text.sweep, text.claim, text.set)
+    ordered = _paper_order(text.recipe, rows)
+    return Recipe(name, path, text.recipe, ordered, text.sweep, text.claim, text.set, text.scale)
 
 
 def point_row(sweep: Sweep, point: Point) -> Row:

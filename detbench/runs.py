@@ -58,14 +58,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a worker is: the newest of what its curve says."""
+    """Where a worker is: the newest of what its curve says.
+
+    `score` is the first metric of the last evaluation with its name; None before one.
+    """
 
     step: int
     of: int
     epoch: float
     seconds: float
     loss: float | None
-    ap: float | None
+    score: tuple[str, float] | None
 
     @property
     def seconds_left(self) -> float | None:
@@ -173,8 +176,9 @@ def progress(folder: Path) -> Progress | None:
         return None
     last = max(entries, key=lambda entry: entry["step"])
     loss = curve.steps[-1]["losses"]["total"] if curve.steps else None
-    ap = curve.evaluations[-1]["metrics"]["AP"] if curve.evaluations else None
-    return Progress(last["step"], last["of"], last["epoch"], last["seconds"], loss, ap)
+    metrics = curve.evaluations[-1]["metrics"] if curve.evaluations else {}
+    score = next(((name, value) for name, value in metrics.items() if value is not None), None)
+    return Progress(last["step"], last["of"], last["epoch"], last["seconds"], loss, score)
 
 
 def execute(

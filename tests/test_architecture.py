@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "live": {"runs"},
     "report": {"errors", "parts", "recipes", "results", "store", "stats", "metrics", "runs"},
     "core": {"errors", "parts"},
-    "data": {"errors", "parts", "core"},
+    "data": {"errors", "parts", "core", "metrics"},
     "engine": {"errors", "parts", "core", "data", "metrics", "results", "store", "runs"},
     "cli": {"errors"},
 }

@@ -5,13 +5,9 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 import re
-import sys
-import zipfile
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,120 +15,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detbench.data.annotations import (
+    SPLITS,
+    Annotations,
+    Layout,
+    Problem,
+    SplitFiles,
+    is_number,
+    is_text,
+    kept_columns,
+    read_bytes,
+    shown,
+    without_problems,
+)
 from detbench.errors import DataError
 
-SPLITS = ("train", "val")
-
-# A cached file of another version is built anew.
-_CACHE_VERSION = 1
-
 _NOT_FOUND = -1
-
-# What NumPy and zipfile raise for a damaged archive, depending on where the damage is.
-_DAMAGED = (OSError, EOFError, KeyError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
 
 # The polygons of an annotation: most of a file, and of no use to boxes. What stands between the key and the
 # next quote or brace is numbers, commas and brackets, so in valid JSON the last bracket closes the outline.
 _OUTLINE = re.compile(rb'"segmentation"\s*:\s*\[[^"{}]*\]')
-
-
-@dataclass(frozen=True, slots=True)
-class SplitFiles:
-    """Where one split lies.
-
-    Attributes:
-        annotations: the JSON file.
-        images: the folder its file names start from.
-    """
-
-    annotations: Path
-    images: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where a data set keeps its two splits."""
-
-    train: SplitFiles
-    val: SplitFiles
-
-    def __getitem__(self, split: str) -> SplitFiles:
-        return {"train": self.train, "val": self.val}[split]
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A record that can't be used.
-
-    Attributes:
-        record: its place in the file, such as "annotations[17] (id 123)".
-        what: what was found and what was expected.
-    """
-
-    record: str
-    what: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Annotations:
-    """An annotation file as columns: I images by ascending id, A annotations image after image.
-
-    The orders are those in which pycocotools evaluates: images by id, the annotations of one image as the
-    file has them, classes by ascending category id. Ids are numbers where all of a kind are, otherwise text.
-
-    Attributes:
-        path: the file.
-        sha256: of the file's bytes, hexadecimal.
-        image_ids: (I,) int64 or text.
-        file_names: (I,) UTF-8 bytes, paths below the image folder; `file_name` gives one as text.
-        widths: (I,) int64 pixels.
-        heights: (I,) int64 pixels.
-        offsets: (I + 1,) int64; image i owns annotations offsets[i] to offsets[i + 1].
-        annotation_ids: (A,) int64 or text.
-        boxes: (A, 4) float64 xywh pixels, as in the file: neither clipped nor cleared of empty boxes.
-        labels: (A,) int64 class indices from 0.
-        areas: (A,) float64 square pixels; the box's area where the file gives none.
-        iscrowd: (A,) bool.
-        category_ids: (C,) int64 or text, of each class.
-        category_names: C names.
-    """
-
-    path: Path
-    sha256: str
-    image_ids: NDArray[Any]
-    file_names: NDArray[np.bytes_]
-    widths: NDArray[np.int64]
-    heights: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    annotation_ids: NDArray[Any]
-    boxes: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    areas: NDArray[np.float64]
-    iscrowd: NDArray[np.bool_]
-    category_ids: NDArray[Any]
-    category_names: tuple[str, ...]
-
-    @property
-    def num_images(self) -> int:
-        """I."""
-        return len(self.file_names)
-
-    @property
-    def image_idx(self) -> NDArray[np.int64]:
-        """(A,) int64: the image of each annotation."""
-        return np.repeat(np.arange(self.num_images), np.diff(self.offsets))
-
-    def file_name(self, index: int) -> str:
-        """The path of one image below the image folder."""
-        return bytes(self.file_names[index]).decode()
-
-    def of_image(self, index: int) -> slice:
-        """The annotations of one image."""
-        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Height and width of one image."""
-        return int(self.heights[index]), int(self.widths[index])
 
 
 def find_layout(root: Path) -> Layout:
@@ -176,15 +78,7 @@ def read_annotations(path: Path, *, cache: Path | None) -> Annotations:
     Raises:
         DataError: the file can't be read as COCO annotations; names the first record at fault.
     """
-    if cache is None:
-        return _parsed(path)
-    stamp = _stamp(path)
-    kept = cache / "annotations" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}.npz"
-    annotations = _load(kept, stamp, path)
-    if annotations is None:
-        annotations = _parsed(path)
-        _save(kept, stamp, annotations)
-    return annotations
+    return kept_columns(path, lambda: without_problems(*inspect_annotations(path)), cache=cache)
 
 
 def inspect_annotations(path: Path) -> tuple[Annotations, list[Problem]]:
@@ -193,7 +87,7 @@ def inspect_annotations(path: Path) -> tuple[Annotations, list[Problem]]:
     Raises:
         DataError: there is no such file, it isn't JSON, or it lacks images, annotations or categories.
     """
-    content = _content(path)
+    content = read_bytes(path)
     with _no_collection():
         return _inspected(path, hashlib.sha256(content).hexdigest(), _json(path, content))
 
@@ -217,28 +111,6 @@ def _inspected(path: Path, sha256: str, tree: Mapping[str, list[Any]]) -> tuple[
         category_names=tuple(str(record["name"]) for record in categories),
         **{name: column[order] for name, column in columns.items()},
     ), problems
-
-
-def _parsed(path: Path) -> Annotations:
-    annotations, problems = inspect_annotations(path)
-    if problems:
-        more = f" And {len(problems) - 1} more of its records are at fault." if len(problems) > 1 else ""
-        raise DataError(
-            f"{path}: {problems[0].record}: {problems[0].what}.{more} "
-            "`detbench data check` lists all that is wrong with a data set."
-        )
-    return annotations
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path}: can't be read ({error.strerror}). Expected a COCO annotation file.")
 
 
 def _json(path: Path, content: bytes) -> Mapping[str, list[Any]]:
@@ -313,11 +185,11 @@ def _image_problem(record: Any) -> str | None:
     if fault:
         return fault
     name = record["file_name"]
-    if not isinstance(name, str) or not name or "\0" in name or not _is_text(name):
-        return f"file_name is {_shown(name)}, expected a file's name"
+    if not isinstance(name, str) or not name or "\0" in name or not is_text(name):
+        return f"file_name is {shown(name)}, expected a file's name"
     for side in ("width", "height"):
-        if not (_is_number(record[side]) and record[side] >= 1 and record[side] == int(record[side])):
-            return f"{side} is {_shown(record[side])}, expected a whole number of pixels"
+        if not (is_number(record[side]) and record[side] >= 1 and record[side] == int(record[side])):
+            return f"{side} is {shown(record[side])}, expected a whole number of pixels"
     return None
 
 
@@ -326,19 +198,19 @@ def _category_problem(record: Any) -> str | None:
     if fault:
         return fault
     if not isinstance(record["name"], str):
-        return f"name is {_shown(record['name'])}, expected text"
+        return f"name is {shown(record['name'])}, expected text"
     return None
 
 
 def _missing(record: Any, keys: Sequence[str]) -> str | None:
     """Faults that images and categories share."""
     if not isinstance(record, dict):
-        return f"found {_shown(record)}, expected an object with {', '.join(keys)}"
+        return f"found {shown(record)}, expected an object with {', '.join(keys)}"
     absent = [key for key in keys if record.get(key) is None]
     if absent:
         return f"has no {' and no '.join(absent)}"
     if _as_id(record["id"]) is None:
-        return f"id is {_shown(record['id'])}, expected a number or text"
+        return f"id is {shown(record['id'])}, expected a number or text"
     return None
 
 
@@ -420,23 +292,23 @@ def _annotation_problem(
     if isinstance(record, dict):
         return "has no bbox"
     if not isinstance(record, tuple):
-        return f"found {_shown(record)}, expected an object"
+        return f"found {shown(record)}, expected an object"
     key, image_id, category_id, box, crowd, area = record
     for name, value in (("id", key), ("image_id", image_id), ("category_id", category_id)):
         if value is None:
             return f"has no {name}"
         if _as_id(value) is None:
-            return f"{name} is {_shown(value)}, expected a number or text"
+            return f"{name} is {shown(value)}, expected a number or text"
     if _as_id(image_id) not in image_index:
-        return f"image_id {_shown(image_id)} is no image of this file"
+        return f"image_id {shown(image_id)} is no image of this file"
     if _as_id(category_id) not in category_index:
-        return f"category_id {_shown(category_id)} is no category of this file"
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        return f"bbox is {_shown(box)}, expected four finite numbers"
-    if not (area is None or _is_number(area)):
-        return f"area is {_shown(area)}, expected a finite number"
+        return f"category_id {shown(category_id)} is no category of this file"
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+        return f"bbox is {shown(box)}, expected four finite numbers"
+    if not (area is None or is_number(area)):
+        return f"area is {shown(area)}, expected a finite number"
     if not (crowd is None or (type(crowd) in (int, bool) and crowd in (0, 1))):
-        return f"iscrowd is {_shown(crowd)}, expected 0 or 1"
+        return f"iscrowd is {shown(crowd)}, expected 0 or 1"
     return None
 
 
@@ -474,69 +346,6 @@ def _all_of(values: Iterable[Any], *types: type) -> bool:
     return set(map(type, values)) <= set(types)
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
-
-
-def _is_text(value: str) -> bool:
-    """False for halves of characters, which JSON can spell but no file can have in its name."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _place(what: str, i: int, record: Any) -> str:
     key = record.get("id") if isinstance(record, dict) else record[0] if isinstance(record, tuple) else None
-    return f"{what}[{i}]" if key is None else f"{what}[{i}] (id {_shown(key)})"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _stamp(path: Path) -> str:
-    """What changes when the file does, without reading it."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    return f"{_CACHE_VERSION} {path.resolve()} {status.st_size} {status.st_mtime_ns}"
-
-
-def _load(kept: Path, stamp: str, path: Path) -> Annotations | None:
-    """The columns kept of a file; None if there are none, or of another state of it, or damaged ones."""
-    try:
-        with kept.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if _text(arrays["stamp"]) != stamp:
-                return None
-            values = {field.name: arrays[field.name] for field in fields(Annotations) if field.name != "path"}
-    except _DAMAGED:
-        return None
-    values["category_names"] = tuple(json.loads(_text(values["category_names"])))
-    values["sha256"] = _text(values["sha256"])
-    return Annotations(path=path, **values)
-
-
-def _save(kept: Path, stamp: str, annotations: Annotations) -> None:
-    arrays: dict[str, Any] = {"stamp": _bytes(stamp)}
-    for field in fields(Annotations):
-        value = getattr(annotations, field.name)
-        if isinstance(value, tuple):
-            value = json.dumps(value)
-        if not isinstance(value, Path):
-            arrays[field.name] = _bytes(value) if isinstance(value, str) else value
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_name(f".{kept.stem}-{os.getpid()}.npz")
-    np.savez(partial, **arrays)
-    partial.replace(kept)
-
-
-def _bytes(text: str) -> NDArray[np.uint8]:
-    return np.frombuffer(text.encode(), dtype=np.uint8)
-
-
-def _text(array: NDArray[np.uint8]) -> str:
-    return array.tobytes().decode()
+    return f"{what}[{i}]" if key is None else f"{what}[{i}] (id {shown(key)})"

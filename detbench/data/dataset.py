@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from detbench.data.annotations import Annotations
 from detbench.data.batch import Sample
-from detbench.data.coco import SPLITS, Annotations, find_layout, read_annotations
-from detbench.data.drawn import materialise
 from detbench.data.fingerprint import fingerprint
 from detbench.data.images import read_image
+from detbench.data.sources import read_splits
 from detbench.data.transforms import transformed
 from detbench.errors import DataError
-from detbench.parts.data import Data, Drawn, Transform
+from detbench.parts.data import Data, Transform
 
 # A split whose pixels fit is decoded once and kept (each worker process keeps what it has decoded itself).
 _KEEP_BYTES = 1 << 30
@@ -125,13 +125,8 @@ def open_data(data: Data, cache: Path, *, progress: Callable[[int, int], None] |
     Raises:
         DataError: the data can't be read, its splits have different classes, or no training image is left.
     """
-    source = data.source
-    if isinstance(source, Drawn):
-        root = materialise(source, cache, progress=progress)
-    else:
-        root = Path(source.root)
-    layout = find_layout(root)
-    train, val = (read_annotations(layout[split].annotations, cache=cache) for split in SPLITS)
+    splits = read_splits(data.source, cache, progress=progress)
+    train, val, layout = splits.train, splits.val, splits.layout
     if _classes(train) != _classes(val):
         differing = sorted(set(_classes(train)) ^ set(_classes(val)), key=str)
         raise DataError(
@@ -148,8 +143,8 @@ def open_data(data: Data, cache: Path, *, progress: Callable[[int, int], None] |
             val, layout.val.images, np.arange(val.num_images), _targets(val, data.min_box_side)
         ),
         class_names=train.category_names,
-        fingerprint=fingerprint(source, cache),
-        root=root,
+        fingerprint=fingerprint(data.source, cache),
+        root=splits.root,
     )
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw
 
-from detbench.data.coco import SPLITS
-from detbench.errors import DataError
+from detbench.data.annotations import SPLITS
+from detbench.data.folders import new_folder
 from detbench.parts.data import Drawn
 from detbench.parts.part import digest_of, plain
 
@@ -55,16 +55,13 @@ def draw(
     Returns:
         (size, size, 3) uint8 RGB, (N, 4) float64 xywh pixels, (N,) int64 labels.
     """
-    name = f"{source.preset} {source.size} {source.seed} {split} {index}"
-    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()))
-    canvas = _Canvas(source.size, rng)
-    objects = _crowd(canvas, rng) if source.preset == "crowd" else _shapes(canvas, rng)
-    boxes = np.array([box for box, _ in objects], dtype=np.float64).reshape(-1, 4)
-    return canvas.finished(rng), boxes, np.array([label for _, label in objects], dtype=np.int64)
+    image, objects = _drawn(source, split, index)
+    boxes = np.array([found.box for found in objects], dtype=np.float64).reshape(-1, 4)
+    return image, boxes, np.array([found.label for found in objects], dtype=np.int64)
 
 
 def write(source: Drawn, folder: Path, *, progress: Callable[[int, int], None] | None = None) -> None:
-    """Writes a drawn data set as a COCO data set in the plain layout.
+    """Writes a drawn data set in COCO's form and the plain layout; crowds in CrowdHuman's form as well.
 
     The folder appears when all is written; an interrupted call leaves at most a hidden one beside it.
 
@@ -76,35 +73,29 @@ def write(source: Drawn, folder: Path, *, progress: Callable[[int, int], None] |
     Raises:
         DataError: the folder exists.
     """
-    folder = folder.absolute()
-    if folder.exists():
-        raise DataError(f"{folder}: exists already. Name a new folder, or remove it first.")
-    partial = folder.with_name(f".{folder.name}-{os.getpid()}")
     counts = {"train": source.num_train, "val": source.num_val}
     total, done = sum(counts.values()), 0
-    try:
-        (partial / "images").mkdir(parents=True)
+    with new_folder(folder) as partial:
+        (partial / "images").mkdir()
         (partial / "annotations").mkdir()
         for split in SPLITS:
             coco = _Coco(source)
+            lines = []
             for index in range(counts[split]):
-                image, boxes, labels = draw(source, split, index)
-                file_name = f"{split}_{index:06d}.png"
+                image, objects = _drawn(source, split, index)
+                name = f"{split}_{index:06d}"
                 # The noise leaves repetition, the slow part of compression, nothing to find.
                 Image.fromarray(image).save(
-                    partial / "images" / file_name, compress_level=1, compress_type=zlib.Z_HUFFMAN_ONLY
+                    partial / "images" / f"{name}.png", compress_level=1, compress_type=zlib.Z_HUFFMAN_ONLY
                 )
-                coco.add(file_name, boxes, labels)
+                coco.add(f"{name}.png", objects)
+                lines.append(_odgt_line(name, objects))
                 done += 1
                 if progress is not None:
                     progress(done, total)
             (partial / "annotations" / f"instances_{split}.json").write_text(coco.json(), encoding="utf-8")
-        try:
-            partial.rename(folder)
-        except OSError:
-            raise DataError(f"{folder}: another process made it meanwhile; nothing was written.") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            if source.preset == "crowd":
+                (partial / f"annotation_{split}.odgt").write_text("".join(lines), encoding="utf-8")
 
 
 def materialise(source: Drawn, cache: Path, *, progress: Callable[[int, int], None] | None = None) -> Path:
@@ -130,6 +121,31 @@ def digest(source: Drawn) -> str:
     return digest_of([plain(source), DRAWN_VERSION])
 
 
+class _Object(NamedTuple):
+    """A drawn object: the xywh boxes of all of it and of what shows, and its class."""
+
+    box: Box
+    visible: Box
+    label: int
+
+
+def _drawn(source: Drawn, split: str, index: int) -> tuple[NDArray[np.uint8], list[_Object]]:
+    name = f"{source.preset} {source.size} {source.seed} {split} {index}"
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()))
+    canvas = _Canvas(source.size, rng)
+    objects = _crowd(canvas, rng) if source.preset == "crowd" else _shapes(canvas, rng)
+    return canvas.finished(rng), objects
+
+
+def _odgt_line(name: str, objects: list[_Object]) -> str:
+    """An image of people as CrowdHuman has it, without the boxes of heads."""
+    people = [
+        {"tag": "person", "fbox": found.box, "vbox": found.visible, "extra": {"box_id": i, "ignore": 0}}
+        for i, found in enumerate(objects)
+    ]
+    return json.dumps({"ID": name, "gtboxes": people}) + "\n"
+
+
 class _Coco:
     """A COCO annotation file in the making."""
 
@@ -141,19 +157,19 @@ class _Coco:
             "categories": [{"id": i + 1, "name": name} for i, name in enumerate(class_names(source))],
         }
 
-    def add(self, file_name: str, boxes: NDArray[np.float64], labels: NDArray[np.int64]) -> None:
+    def add(self, file_name: str, objects: list[_Object]) -> None:
         images, annotations = self._tree["images"], self._tree["annotations"]
         images.append(
             {"id": len(images) + 1, "file_name": file_name, "width": self._size, "height": self._size}
         )
-        for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
+        for found in objects:
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": len(images),
-                    "category_id": label + 1,
-                    "bbox": box,
-                    "area": round(box[2] * box[3], 2),
+                    "category_id": found.label + 1,
+                    "bbox": found.box,
+                    "area": round(found.box[2] * found.box[3], 2),
                     "iscrowd": 0,
                 }
             )
@@ -188,7 +204,9 @@ class _Canvas:
             blob = rng.uniform(0, side, 2) + radii * np.stack([np.cos(turns), np.sin(turns)], 1)
             pen.polygon([tuple(point) for point in blob.tolist()], fill=_colour(rng))
 
-    def put(self, parts: list[tuple[Points, Colour]], outline: Colour | None, least_visible: float) -> bool:
+    def put(
+        self, parts: list[tuple[Points, Colour]], outline: Colour | None, least_visible: float
+    ) -> Box | None:
         """Puts an object, drawn as polygons in image pixels, behind those already there.
 
         Args:
@@ -197,7 +215,7 @@ class _Canvas:
             least_visible: share of the object that must not be hidden.
 
         Returns:
-            Whether it was put; False where too little of it would show.
+            The xywh box of what shows of it, in image pixels; None where that is too little: it wasn't put.
         """
         corners = np.concatenate([points for points, _ in parts]) * _FINE
         x0, y0 = np.floor(corners.min(0)).astype(int).tolist()
@@ -211,11 +229,13 @@ class _Canvas:
             pen.polygon(where, fill=fill, outline=outline or fill, width=edge)
         shape = patch.getchannel("A")
         visible = ImageChops.darker(shape, self._free.crop((x0, y0, x1, y1)))
-        if visible.histogram()[255] < least_visible * shape.histogram()[255]:
-            return False
+        shown = visible.getbbox()
+        if shown is None or visible.histogram()[255] < least_visible * shape.histogram()[255]:
+            return None
         self._free.paste(0, (x0, y0), shape)
         self._image.paste(patch, (x0, y0), visible)
-        return True
+        left, top, right, bottom = shown
+        return (x0 + left) / _FINE, (y0 + top) / _FINE, (right - left) / _FINE, (bottom - top) / _FINE
 
     def mean_colour(self, box: Box) -> Colour:
         """Of what now stands in an xywh box of image pixels."""
@@ -233,7 +253,7 @@ class _Canvas:
         return image
 
 
-def _shapes(canvas: _Canvas, rng: np.random.Generator) -> list[tuple[Box, int]]:
+def _shapes(canvas: _Canvas, rng: np.random.Generator) -> list[_Object]:
     """1 to 10 shapes of 6 to 72 pixels (geometric mean of the sides), log-uniform."""
     objects = []
     for _ in range(int(rng.integers(1, 11))):
@@ -245,19 +265,20 @@ def _shapes(canvas: _Canvas, rng: np.random.Generator) -> list[tuple[Box, int]]:
             side = _log_uniform(rng, 6, 72) * canvas.scale
             (points,), box = _placed([points * side / math.sqrt(width * height)], canvas.size, rng)
             fill = _colour_unlike(canvas.mean_colour(box), rng)
-            if canvas.put([(points, fill)], _colour(rng), least_visible=0.4):
-                objects.append((box, label))
+            visible = canvas.put([(points, fill)], _colour(rng), least_visible=0.4)
+            if visible is not None:
+                objects.append(_Object(box, visible, label))
                 break
     return objects
 
 
-def _crowd(canvas: _Canvas, rng: np.random.Generator) -> list[tuple[Box, int]]:
+def _crowd(canvas: _Canvas, rng: np.random.Generator) -> list[_Object]:
     """8 to 30 figures; more than half of them stand so close behind another that their boxes nearly agree."""
-    boxes: list[Box] = []
+    people: list[_Object] = []
     for _ in range(int(rng.integers(8, 31))):
         for _ in range(_TRIES):
-            if boxes and rng.random() < 0.6:
-                x, y, width, height = boxes[int(rng.integers(len(boxes)))]
+            if people and rng.random() < 0.6:
+                x, y, width, height = people[int(rng.integers(len(people)))].box
                 near = (
                     x + width * rng.choice([-1, 1]) * rng.uniform(0.1, 0.5),
                     y + height * rng.uniform(-0.1, 0.05),
@@ -269,10 +290,11 @@ def _crowd(canvas: _Canvas, rng: np.random.Generator) -> list[tuple[Box, int]]:
             (head, torso, legs), box = _placed([head, torso, legs], canvas.size, rng, near)
             skin = _SKIN[int(rng.integers(len(_SKIN)))]
             parts = [(legs, _colour(rng)), (torso, _colour(rng)), (head, skin)]
-            if canvas.put(parts, None, least_visible=0.3):
-                boxes.append(box)
+            visible = canvas.put(parts, None, least_visible=0.3)
+            if visible is not None:
+                people.append(_Object(box, visible, 0))
                 break
-    return [(box, 0) for box in boxes]
+    return people
 
 
 def _figure(height: float, rng: np.random.Generator) -> tuple[Points, Points, Points]:

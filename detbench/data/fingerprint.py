@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from detbench.data.coco import SPLITS, find_layout, read_annotations
+from detbench.data.annotations import SPLITS
 from detbench.data.drawn import digest
+from detbench.data.sources import read_splits
 from detbench.errors import DataError
-from detbench.parts.data import Coco, Drawn
+from detbench.parts.data import CrowdHuman, Drawn, Source
 
 
-def fingerprint(source: Coco | Drawn, cache: Path) -> str:
+def fingerprint(source: Source, cache: Path) -> str:
     """Names the content of a data set.
 
-    Of drawn data nothing need exist. Of a folder, the bytes of both annotation files count, and the names and
-    file sizes of the images they list; where it lies does not.
+    Of drawn data nothing need exist. Of a folder, the bytes of both annotation files count, which boxes are
+    read from them, and the names and file sizes of the images they list; where it lies does not.
 
     Args:
         source: the data set.
@@ -26,15 +27,15 @@ def fingerprint(source: Coco | Drawn, cache: Path) -> str:
     """
     if isinstance(source, Drawn):
         return f"drawn-{digest(source)}"
-    layout = find_layout(Path(source.root))
+    splits = read_splits(source, cache)
     total = hashlib.sha256()
-    for split in SPLITS:
-        annotations = read_annotations(layout[split].annotations, cache=cache)
-        total.update(f"{split} {annotations.sha256}\n".encode())
-        for index in range(annotations.num_images):
-            name = annotations.file_name(index)
-            total.update(f"{_file_size(layout[split].images / name)} {name}\n".encode())
-    return f"coco-{total.hexdigest()[:16]}"
+    for split, read in zip(SPLITS, (splits.train, splits.val), strict=True):
+        total.update(f"{split} {read.sha256}\n".encode())
+        for index in range(read.num_images):
+            name = read.file_name(index)
+            total.update(f"{_file_size(splits.layout[split].images / name)} {name}\n".encode())
+    form = f"{source.kind}-{source.boxes}" if isinstance(source, CrowdHuman) else source.kind
+    return f"{form}-{total.hexdigest()[:16]}"
 
 
 def _file_size(path: Path) -> int:

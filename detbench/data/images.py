@@ -54,6 +54,21 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.ui
     return pixels
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file from its header alone; the EXIF orientation is ignored.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such image file, but the annotations name it.") from None
+    except _DAMAGED as error:
+        raise DataError(f"{path}: can't be read as an image: {error}.") from None
+
+
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):
         values = np.asarray(image)

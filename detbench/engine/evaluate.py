@@ -12,16 +12,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 from detbench.core.types import Detections
+from detbench.data.annotations import Annotations
 from detbench.data.batch import Batch, to_network
-from detbench.data.coco import Annotations
 from detbench.data.dataset import OpenData
 from detbench.data.loader import test_batches
 from detbench.engine.train import autocast
-from detbench.errors import StoreError
-from detbench.metrics.coco import METRIC_NAMES, CocoResult, DetectionTable, GroundTruth, evaluate
-from detbench.metrics.pycoco import evaluate as evaluate_with_pycocotools
+from detbench.errors import DataError, StoreError
+from detbench.metrics import coco, crowd, pycoco
+from detbench.metrics.coco import METRIC_NAMES, CocoResult, DetectionTable, GroundTruth
+from detbench.metrics.crowd import CrowdResult
 from detbench.parts.experiment import Experiment
-from detbench.parts.test import CocoMetrics
+from detbench.parts.test import CocoMetrics, CrowdMetrics
+
+Metrics = CocoMetrics | CrowdMetrics
+Measured = CocoResult | CrowdResult
 
 PER_CLASS = METRIC_NAMES[:6]
 
@@ -48,17 +52,33 @@ def detect(
     return DetectionTable(image=image, label=label, boxes_xywh=boxes, scores=scores)
 
 
-def measure(table: DetectionTable, annotations: Annotations, metrics: CocoMetrics) -> CocoResult:
-    """COCO's box metrics of a table of detections."""
+def require_measurable(data: OpenData, metrics: Metrics) -> None:
+    """Refuses data that the metrics aren't defined on, before anything is trained.
+
+    Raises:
+        DataError: CrowdHuman's metrics are asked for of several classes.
+    """
+    if metrics.kind == "crowd" and data.num_classes > 1:
+        raise DataError(
+            f"{data.root}: CrowdHuman's metrics are defined for one class, this data has {data.num_classes}. "
+            "Set test.metrics.kind=coco"
+        )
+
+
+def measure(table: DetectionTable, annotations: Annotations, metrics: Metrics) -> Measured:
+    """The metrics of a table of detections."""
     truth = ground_truth(annotations, metrics)
-    run = evaluate if metrics.backend == "detbench" else evaluate_with_pycocotools
-    return run(truth, table)
+    if metrics.kind == "crowd":
+        return crowd.evaluate(truth, table, np.stack([annotations.widths, annotations.heights], axis=1))
+    if metrics.backend == "pycocotools":
+        return pycoco.evaluate(truth, table)
+    return coco.evaluate(truth, table)
 
 
-def ground_truth(annotations: Annotations, metrics: CocoMetrics) -> GroundTruth:
+def ground_truth(annotations: Annotations, metrics: Metrics) -> GroundTruth:
     """The annotated objects as the metrics want them."""
     factor = None
-    if metrics.size_limits == "relative":
+    if metrics.kind == "coco" and metrics.size_limits == "relative":
         factor = 640.0 * 480.0 / (annotations.widths * annotations.heights.astype(np.float64))
     return GroundTruth(
         image=annotations.image_idx, label=annotations.labels, boxes_xywh=annotations.boxes, area=annotations.areas,
@@ -67,15 +87,18 @@ def ground_truth(annotations: Annotations, metrics: CocoMetrics) -> GroundTruth:
     )  # fmt: skip
 
 
-def percent(result: CocoResult) -> dict[str, float | None]:
-    """The twelve numbers in percent; None for what no object allows to measure."""
-    return {name: _percent(result.summary[name]) for name in METRIC_NAMES}
+def percent(result: Measured) -> dict[str, float | None]:
+    """The numbers in percent, the most telling first; None for what no object allows to measure."""
+    return {name: _percent(value) for name, value in result.summary.items()}
 
 
-def percent_per_class(result: CocoResult, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """AP and its kin of each class in percent."""
+def percent_per_class(result: Measured, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """AP and its kin of each class in percent; empty for CrowdHuman's metrics, which know one class only."""
+    if isinstance(result, CrowdResult):
+        return {}
     return {
-        name: {metric: _percent(result.per_class[metric][i]) for metric in PER_CLASS} for i, name in enumerate(names)
+        name: {metric: _percent(result.per_class[metric][i]) for metric in PER_CLASS}
+        for i, name in enumerate(names)
     }
 
 
@@ -97,7 +120,9 @@ def read_detections(path: Path) -> DetectionTable:
     """
     try:
         with np.load(path) as arrays:
-            return DetectionTable(**{name: arrays[name] for name in ("image", "label", "boxes_xywh", "scores")})
+            return DetectionTable(
+                **{name: arrays[name] for name in ("image", "label", "boxes_xywh", "scores")}
+            )
     except (OSError, KeyError, ValueError) as error:
         raise StoreError(f"{path}: can't be read ({error})") from None
 

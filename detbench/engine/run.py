@@ -14,7 +14,7 @@ from detbench.core.cost import count
 from detbench.core.detectors.dense import DenseDetector
 from detbench.data.dataset import OpenData, open_data
 from detbench.engine import machine
-from detbench.engine.evaluate import detect, measure, percent, percent_per_class, write_detections
+from detbench.engine.evaluate import detect, measure, percent, percent_per_class, require_measurable, write_detections
 from detbench.engine.train import Trainer
 from detbench.errors import DataError
 from detbench.parts.data import Drawn
@@ -61,6 +61,7 @@ def run_experiment(
             f"{data.root}: the data has changed since this run was planned (fingerprint {data.fingerprint}, "
             f"planned with {fingerprint}); run the command again"
         )
+    require_measurable(data, experiment.test.metrics)
     environment = machine.describe(chosen, threads=threads)
     write_json(folder / ENVIRONMENT, environment)
 

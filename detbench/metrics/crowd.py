@@ -10,7 +10,7 @@ import numpy as np
 from detbench.metrics.coco import DetectionTable, GroundTruth
 from detbench.metrics.matching import Bools, Floats, Ints, greedy_choices, pairs_of_groups
 
-METRIC_NAMES = ("AP50", "mMR", "Recall", "JI")
+METRIC_NAMES = ("AP50", "mMR", "recall", "JI")
 
 OVERLAP = 0.5
 FPPI_POINTS = np.array([0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0])
@@ -90,6 +90,30 @@ def evaluate(truth: GroundTruth, detections: DetectionTable, image_sizes: Ints) 
         float(_jaccard_indices(scene).max()),
     )
     return CrowdResult(dict(zip(METRIC_NAMES, values, strict=True)), precision, recall, fppi)
+
+
+def survives_nms(boxes_xywh: Floats, group: Ints, sizes: Ints, *, iou_threshold: float) -> Bools:
+    """Which boxes greedy NMS leaves over, (n,), were they all detected exactly, with equal scores.
+
+    The share of them is the recall of "annotations under NMS" (DATE, Table 4): a detector can't find more with
+    that NMS, as every box left over finds itself. An earlier box suppresses a later one.
+
+    Args:
+        boxes_xywh: (n, 4) pixels.
+        group: (n,) boxes suppress each other within an image and class, that is, at equal numbers.
+        sizes: (n, 2) width and height of each box's image, to which it is clipped as detections are.
+        iou_threshold: a box overlapping a kept one by more is suppressed.
+    """
+    order = np.argsort(group, kind="stable")
+    group, boxes = group[order], _clipped(boxes_xywh, sizes)[order]
+    kept = np.ones(len(boxes), bool)
+    for first, second in pairs_of_groups(group, group):
+        close = (first < second) & (_iou(boxes[first], boxes[second]) > iou_threshold)
+        for i, j in zip(first[close], second[close], strict=True):
+            kept[j] &= ~kept[i]
+    survives = np.empty_like(kept)
+    survives[order] = kept
+    return survives
 
 
 def _prepare(truth: GroundTruth, detections: DetectionTable, image_sizes: Ints) -> _Scene:

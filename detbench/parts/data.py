@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from detbench.parts.part import Count, Fraction, NonNegative, OneOf, part
@@ -22,11 +23,27 @@ class Coco:
 
 
 @part
-class Drawn:
-    """Drawn shapes on textured backgrounds, written once in COCO form and read like any other data.
+class CrowdHuman:
+    """A data set in CrowdHuman's format in a folder: annotation_train.odgt, annotation_val.odgt, Images/.
 
     Attributes:
-        preset: "shapes" (1 to 10 objects) or "crowd" (one class, many heavily overlapping objects).
+        root: the folder, as for `Coco`.
+        boxes: "full" bodies, which may reach beyond the image (DATE, OneNet and DeFCN take these), or what is
+            "visible" of them.
+    """
+
+    kind: Literal["crowdhuman"] = "crowdhuman"
+    root: str = "data/crowdhuman"
+    boxes: Literal["full", "visible"] = "full"
+
+
+@part
+class Drawn:
+    """Drawn shapes on textured backgrounds, written once to files and read like any other data.
+
+    Attributes:
+        preset: "shapes" (1 to 10 objects; in COCO form) or "crowd" (one class, many heavily overlapping
+            objects; in COCO's and CrowdHuman's form).
         size: side of the square images in pixels.
         num_train: training images.
         num_val: validation images.
@@ -41,7 +58,14 @@ class Drawn:
     seed: int = 0
 
 
-Source = Coco | Drawn
+Source = Coco | CrowdHuman | Drawn
+
+
+def source_in(folder: str) -> Coco | CrowdHuman:
+    """The source in a user's folder: CrowdHuman's where annotation_train.odgt lies in it, else COCO's."""
+    if Path(folder, "annotation_train.odgt").is_file():
+        return CrowdHuman(root=folder)
+    return Coco(root=folder)
 
 
 @part

@@ -44,7 +44,7 @@ class Experiment:
         tree = plain(self)
         tree["data"]["source"] = fingerprint
         del tree["test"]["batch"]
-        del tree["test"]["metrics"]["backend"]
+        tree["test"]["metrics"].pop("backend", None)
         return tree
 
     def digest(self, fingerprint: str) -> str:

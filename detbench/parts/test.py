@@ -75,6 +75,13 @@ class CocoMetrics:
 
 
 @part
+class CrowdMetrics:
+    """CrowdHuman's metrics of one class: AP50, log-average miss rate mMR, recall, Jaccard index (5.2)."""
+
+    kind: Literal["crowd"] = "crowd"
+
+
+@part
 class Test:
     """How the trained model is tested.
 
@@ -89,5 +96,5 @@ class Test:
 
     branch: str
     postprocess: OneOf[TopK | Nms]
-    metrics: CocoMetrics = CocoMetrics()
+    metrics: OneOf[CocoMetrics | CrowdMetrics] = CocoMetrics()
     batch: Count = 8

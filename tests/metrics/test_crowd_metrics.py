@@ -130,7 +130,7 @@ def naive_reference(truth: GroundTruth, table: DetectionTable, sizes: np.ndarray
             (recall[i] - recall[i - 1]) * (precision[i] + precision[i - 1]) / 2 for i in range(1, len(hits))
         ),
         "mMR": math.prod(misses) ** (1 / 9),
-        "Recall": recall[-1] if recall else 0,
+        "recall": recall[-1] if recall else 0,
         "JI": max(sum(values) / max(len(values), 1) for values in jaccard.values()),
     }
 
@@ -162,7 +162,7 @@ def test_four_detections_by_hand():
     )
     result = crowd.evaluate(truth, table, sizes)
     assert result.summary["AP50"] == pytest.approx(1 / 3 * 1 + 0 + 1 / 3 * (2 / 3 + 3 / 4) / 2)
-    assert result.summary["Recall"] == 1
+    assert result.summary["recall"] == 1
     # Up to 0.3162 the third detection is the first that reaches the rate (miss 1/3), beyond it the last
     # stands in (miss 0): the mean of logarithms is minus infinity.
     assert result.summary["mMR"] == 0
@@ -188,7 +188,7 @@ def test_a_perfect_result_loses_the_area_before_its_first_detection():
     boxes = [(30.0 * i, 10, 20, 50) for i in range(6)]
     truth, table, sizes = scene([(0, 0, *box) for box in boxes], [(0, 1, *box) for box in boxes])
     summary = crowd.evaluate(truth, table, sizes).summary
-    assert summary == pytest.approx({"AP50": 5 / 6, "mMR": 0, "Recall": 1, "JI": 1}, abs=1e-6)
+    assert summary == pytest.approx({"AP50": 5 / 6, "mMR": 0, "recall": 1, "JI": 1}, abs=1e-6)
 
 
 def test_an_ignore_region_absorbs_any_number_of_detections_but_not_a_match():
@@ -199,23 +199,23 @@ def test_an_ignore_region_absorbs_any_number_of_detections_but_not_a_match():
     )
     result = crowd.evaluate(truth, table, sizes)
     assert result.precision.tolist() == [1]
-    assert result.summary == pytest.approx({"AP50": 0, "mMR": 0, "Recall": 1, "JI": 1}, abs=1e-6)
+    assert result.summary == pytest.approx({"AP50": 0, "mMR": 0, "recall": 1, "JI": 1}, abs=1e-6)
 
 
 def test_boxes_are_clipped_before_they_are_compared():
     # Beyond the right edge the two boxes differ; within 200 pixels both are 20 wide.
     truth, table, sizes = scene([(0, 0, 180, 0, 20, 50)], [(0, 0.9, 180, 0, 100, 50)])
-    assert crowd.evaluate(truth, table, sizes).summary["Recall"] == 1
+    assert crowd.evaluate(truth, table, sizes).summary["recall"] == 1
 
 
 def test_an_overlap_of_one_half_is_not_enough():
     truth, table, sizes = scene([(0, 0, 0, 0, 20, 40)], [(0, 0.9, 0, 0, 10, 40)])
-    assert crowd.evaluate(truth, table, sizes).summary["Recall"] == 0
+    assert crowd.evaluate(truth, table, sizes).summary["recall"] == 0
 
 
 def test_without_detections_everything_is_missed():
     truth, table, sizes = scene([(0, 0, 0, 0, 20, 40)], [])
-    assert crowd.evaluate(truth, table, sizes).summary == {"AP50": 0, "mMR": 1, "Recall": 0, "JI": 0}
+    assert crowd.evaluate(truth, table, sizes).summary == {"AP50": 0, "mMR": 1, "recall": 0, "JI": 0}
 
 
 def test_without_people_there_is_nothing_to_measure():
