@@ -3,18 +3,18 @@
     python benchmarks/dense_step.py [--size 256] [--batch 2] [--repeats 7]
 
 Forward, loss, backward and optimiser, one thread, float32, one process, the three contenders taking turns;
-printed are medians and their ratios.
+printed are medians of CPU time and their ratios.
 
-Equal on all sides: the input (size, images, objects, 80 classes, already normalised: torchvision's resize is
-skipped, its normalisation of 2 MB isn't); ResNet-50 with stride in the 3x3 convolution, frozen BatchNorm, stem
-and layer1 frozen; FPN of 256 channels on C3 to C5 with P6 and P7; two towers of four 3x3 convolutions with 256
-channels; nine anchors a cell in RetinaNet; centre-ness read from the box tower and centre sampling of 1.5
-strides in FCOS; fused AdamW.
+Equal on all sides: the input (size, images, objects, 80 classes, already normalised: torchvision's resize
+is skipped, its normalisation of 2 MB isn't); ResNet-50 with stride in the 3x3 convolution, frozen
+BatchNorm, stem and layer1 frozen; FPN of 256 channels on C3 to C5 with P6 and P7; two towers of four 3x3
+convolutions with 256 channels; nine anchors a cell in RetinaNet; centre-ness read from the box tower and
+centre sampling of 1.5 strides in FCOS; fused AdamW.
 
-Different: our towers have GroupNorm in both detectors, torchvision's only in FCOS, so our RetinaNet does more;
-our head scales boxes by a learned factor a level; FCOS's box loss is -ln IoU here and GIoU there; we fold frozen
-norms into the convolutions and keep tensors in channels_last. "torchvision cl" is torchvision's model and input
-in channels_last too.
+Different: our towers have GroupNorm in both detectors, torchvision's only in FCOS, so our RetinaNet does
+more; our head scales boxes by a learned factor a level; FCOS's box loss is -ln IoU here and GIoU there; we
+fold frozen norms into the convolutions and keep tensors in channels_last. "torchvision cl" is torchvision's
+model and input in channels_last too.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ DivideBy = Literal["positives", "positives_raw", "positives_local", "centerness"
 
 @part
 class Focal:
-    """Sigmoid focal loss over all predictions and classes that aren't ignored (arXiv:1708.02002, Eq. 5; spec 0)."""
+    """Sigmoid focal loss of all predictions and classes not ignored (arXiv:1708.02002, Eq. 5; spec 0)."""
 
     kind: Literal["focal"] = "focal"
     weight: NonNegative = 1.0
@@ -92,7 +92,7 @@ class Giou:
 
 @part
 class LogIou:
-    """-log(max(IoU, eps)) of matched boxes, each weighed by its centre-ness target (FCOS in mmdetection; spec 1.4)."""
+    """-log(max(IoU, eps)) of matched boxes, weighed by centre-ness targets (mmdetection's FCOS; spec 1.4)."""
 
     kind: Literal["log_iou"] = "log_iou"
     weight: NonNegative = 1.0

@@ -66,7 +66,7 @@ class CocoMetrics:
     Attributes:
         backend: our vectorised form, or pycocotools; both give the same numbers.
         size_limits: "coco": small, medium and large split at 32^2 and 96^2 square pixels; "relative": the
-            limits scale with each image's area against 640 x 480, so that they mean something on small images.
+            limits scale with each image's area against 640 x 480, to mean something on small images.
     """
 
     kind: Literal["coco"] = "coco"

@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from detbench.core.boxes import box_giou, xyxy_to_cxcywh
+from detbench.core.boxes import box_giou, by_coordinate, xyxy_to_cxcywh
 from detbench.core.types import Matches
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def pair_cost(
     class_cost_MQ = focal_cost(
         pred_logits[image_idx, :, labels], alpha=focal_alpha, gamma=focal_gamma, eps=focal_eps
     )
-    own_boxes = pred_boxes[image_idx]
+    own_boxes = by_coordinate(pred_boxes[image_idx])
     size = whwh[image_idx]
     pred, target = own_boxes / size[:, None], boxes / size
     if box_format == "cxcywh":
