@@ -12,7 +12,19 @@ from typing import Any
 from detbench.errors import RecipeError
 from detbench.parts.part import closest, plain
 from detbench.recipes import (
-    SCALES, Point, Recipe, Row, Sweep, Tree, find_param, load, merge, names, parse_value, point_row, slug,
+    SCALES,
+    Point,
+    Recipe,
+    Row,
+    Sweep,
+    Tree,
+    find_param,
+    load,
+    merge,
+    names,
+    parse_value,
+    point_row,
+    slug,
 )  # fmt: skip
 
 
@@ -81,7 +93,9 @@ def _axis(recipe: Recipe, param: str, values: list[Any] | None, row: str | None)
             known = sorted({sweep.param for sweep in recipe.sweeps})
             raise RecipeError(f"ablate: {recipe.name} sweeps no '{param}'{closest(param, known)}")
         if values is None:
-            raise RecipeError(f"ablate: {param} is a key path, so no paper gives values for it; give --values 1,2,3")
+            raise RecipeError(
+                f"ablate: {param} is a key path, so no paper gives values for it; give --values 1,2,3"
+            )
         start = _start_row(recipe, row)
         points = tuple(Point(value=value, label=f"{param}={_text(value)}") for value in values)
         return Axis(param, (Sweep(param=param, key=param, use=start.use, set=start.set, point=points),))
@@ -103,10 +117,16 @@ def _with_values(recipe: Recipe, sweep: Sweep, values: list[Any]) -> Sweep:
             points.append(Point(value=value, label=f"{series}{sweep.param}={_text(value)}"))
         else:
             raise RecipeError(
-                f"ablate: {recipe.name}: '{sweep.param}' has no value '{_text(value)}'; it is one of {', '.join(papers)}"
+                f"ablate: {recipe.name}: '{sweep.param}' has no value '{_text(value)}'; "
+                f"it is one of {', '.join(papers)}"
             )
     return Sweep(
-        param=sweep.param, key=sweep.key, series=sweep.series, use=sweep.use, set=sweep.set, point=tuple(points)
+        param=sweep.param,
+        key=sweep.key,
+        series=sweep.series,
+        use=sweep.use,
+        set=sweep.set,
+        point=tuple(points),
     )
 
 
@@ -147,7 +167,7 @@ def _recipe_tree(recipe: Recipe, axes: Sequence[Axis]) -> Tree:
                 if sweep.key:
                     values[sweep.key] = point.value
             use = next((part.use for part in parts if part.use), "")
-            rows[label] = Row(label=label, use=use, set=changed, scale={scale: values for scale in SCALES})
+            rows[label] = Row(label=label, use=use, set=changed, scale=dict.fromkeys(SCALES, values))
     params = [axis.param for axis in axes]
     head = plain(recipe.head) | {
         "table": f"ablation of {', '.join(params)}",
@@ -157,7 +177,13 @@ def _recipe_tree(recipe: Recipe, axes: Sequence[Axis]) -> Tree:
         "needs": list(recipe.head.needs),
         "note": f"Made by `detbench ablate` from {recipe.name}.",
     }
-    return {"recipe": head, "set": recipe.common, "scale": recipe.overlays, "row": [plain(row) for row in rows.values()], "sweep": sweeps}
+    return {
+        "recipe": head,
+        "set": recipe.common,
+        "scale": recipe.overlays,
+        "row": [plain(row) for row in rows.values()],
+        "sweep": sweeps,
+    }
 
 
 def _point_of(recipe: Recipe, sweep: Sweep, point: Point) -> Row:

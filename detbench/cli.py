@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
@@ -22,7 +21,7 @@ from detbench.errors import BatchFailed, BudgetRefused, DetbenchError, Interrupt
 
 if TYPE_CHECKING:
     from detbench.recipes import Context, Recipe, Row
-    from detbench.runs import Cell, Outcome
+    from detbench.runs import Outcome
     from detbench.store import Store
 
 P = ParamSpec("P")
@@ -66,19 +65,25 @@ Patterns = Annotated[
     ),
 ]
 OptionalPatterns = Annotated[
-    list[str] | None, typer.Argument(metavar="[RECIPE...] [KEY=VALUE]...", help="As for `run`; everything by default.")
+    list[str] | None,
+    typer.Argument(metavar="[RECIPE...] [KEY=VALUE]...", help="As for `run`; everything by default."),
 ]
 ScaleOption = Annotated[Scale, typer.Option(help="smoke, cpu (the default), gpu or paper.")]
 DataOption = Annotated[
-    Path | None, typer.Option("--data", help="A folder of your own COCO-format data, instead of the scale's own.")
+    Path | None,
+    typer.Option("--data", help="A folder of your own COCO-format data, instead of the scale's own."),
 ]
 StoreOption = Annotated[
     Path, typer.Option("--runs", envvar="DETBENCH_RUNS", help="The folder that runs are kept in.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SeedsOption = Annotated[int, typer.Option(min=1, help="Runs of each row, with seeds 0, 1, ...")]
-JobsOption = Annotated[int, typer.Option(min=1, help="Runs side by side; the free cores are divided among them.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads of each run; by default the free cores / jobs.")]
+JobsOption = Annotated[
+    int, typer.Option(min=1, help="Runs side by side; the free cores are divided among them.")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads of each run; by default the free cores / jobs.")
+]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that load images, for each run.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Run again what is finished, from the start.")]
@@ -105,7 +110,9 @@ def main() -> None:
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)
+    ] = False,
 ) -> None:
     if version:
         print(f"detbench {__version__}")
@@ -114,7 +121,9 @@ def _root(
 
 @app.command()
 def ls(
-    patterns: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE...]", help="Names or globs; all by default.")] = None,
+    patterns: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE...]", help="Names or globs; all by default.")
+    ] = None,
     rows: Annotated[bool, typer.Option("--rows", help="List every row.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -212,11 +221,22 @@ def run(
 
 @app.command()
 def ablate(
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of every run.")] = None,
-    param: Annotated[list[str] | None, typer.Option(help="The paper's name of a parameter, or a key path. Several make a grid.")] = None,
-    values: Annotated[list[str] | None, typer.Option(help="Values between commas; the paper's own by default.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="Where the name stands in several recipes, or for key paths.")] = None,
-    row: Annotated[str | None, typer.Option(help="The row a key path starts from; the baseline by default.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of every run.")
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(help="The paper's name of a parameter, or a key path. Several make a grid."),
+    ] = None,
+    values: Annotated[
+        list[str] | None, typer.Option(help="Values between commas; the paper's own by default.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Where the name stands in several recipes, or for key paths.")
+    ] = None,
+    row: Annotated[
+        str | None, typer.Option(help="The row a key path starts from; the baseline by default.")
+    ] = None,
     scale: ScaleOption = Scale.cpu,
     data: DataOption = None,
     seeds: SeedsOption = 1,
@@ -327,7 +347,9 @@ def check(
     listing.show_check(examine(folder), folder, as_json=as_json)
 
 
-def _parse(patterns: Sequence[str], scale: Scale, data: Path | None) -> tuple[list[tuple[Recipe, list[Row]]], Context]:
+def _parse(
+    patterns: Sequence[str], scale: Scale, data: Path | None
+) -> tuple[list[tuple[Recipe, list[Row]]], Context]:
     """Positional arguments as recipes and overrides: what has a `=` before any `/` is an override."""
     from detbench.errors import RecipeError
     from detbench.recipes import Context, select
@@ -384,9 +406,13 @@ def _mention_waiting(recipe: Recipe, rows: Sequence[Row]) -> None:
 def _hold_to_budget(tree: dict[str, Any], budget: float) -> None:
     minutes = tree["total"]["minutes"]
     if minutes is None:
-        raise BudgetRefused("the time can't be estimated, so it can't be held to a budget; leave --budget out")
+        raise BudgetRefused(
+            "the time can't be estimated, so it can't be held to a budget; leave --budget out"
+        )
     if minutes > budget:
-        raise BudgetRefused(f"about {minutes:.0f} minutes of one core, over the budget of {budget:g}; nothing started")
+        raise BudgetRefused(
+            f"about {minutes:.0f} minutes of one core, over the budget of {budget:g}; nothing started"
+        )
 
 
 def _store(root: Path) -> Store:

@@ -53,7 +53,11 @@ def show(chosen: Chosen, *, rows: bool) -> None:
     for recipe, some in chosen:
         runnable = [row for row in some if _row_state(recipe, row) == "runs"]
         table.add_row(
-            f"[bold]{recipe.name}[/]", str(len(some)), str(len(runnable)), recipe.head.title, _recipe_state(recipe, some)
+            f"[bold]{recipe.name}[/]",
+            str(len(some)),
+            str(len(runnable)),
+            recipe.head.title,
+            _recipe_state(recipe, some),
         )
         if rows:
             for row in some:
@@ -126,7 +130,7 @@ def validate(chosen: Chosen, scales: Sequence[Any]) -> dict[str, Any]:
 def plan_tree(cells: Sequence[Cell], chosen: Chosen, store: Store) -> dict[str, Any]:
     """What `run` would do, cell by cell, with estimates of the missing ones."""
     by_name = {recipe.name: recipe for recipe, _ in chosen}
-    entries = []
+    entries: list[dict[str, Any]] = []
     seen: set[tuple[str, int]] = set()
     for cell in cells:
         key = (cell.training_digest, cell.seed)
@@ -215,7 +219,14 @@ def show_runs(tree: Sequence[dict[str, Any]]) -> None:
         step = "" if entry["step"] is None else f"{entry['step']}/{entry['of']}"
         ap = "" if entry["AP"] is None else f"{entry['AP']:.1f}"
         table.add_row(
-            entry["recipe"], entry["row"], str(entry["seed"]), entry["scale"], entry["state"], step, ap, entry["folder"]
+            entry["recipe"],
+            entry["row"],
+            str(entry["seed"]),
+            entry["scale"],
+            entry["state"],
+            step,
+            ap,
+            entry["folder"],
         )
     _print(table)
 

@@ -81,9 +81,7 @@ def read_result(folder: Path) -> Result:
     except FileNotFoundError:
         raise StoreError(f"{path}: no such file; the run is not finished") from None
     except (json.JSONDecodeError, TypeError) as error:
-        raise StoreError(
-            f"{path}: damaged ({error}); delete the folder {folder} and run it again"
-        ) from None
+        raise StoreError(f"{path}: damaged ({error}); delete the folder {folder} and run it again") from None
 
 
 def read_curve(folder: Path) -> Curve:
@@ -104,7 +102,9 @@ def read_request(folder: Path) -> dict[str, Any]:
     try:
         tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise StoreError(f"{path}: unreadable ({error}); delete the folder {folder} and run it again") from None
+        raise StoreError(
+            f"{path}: unreadable ({error}); delete the folder {folder} and run it again"
+        ) from None
     return tree
 
 

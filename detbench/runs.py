@@ -292,7 +292,11 @@ def _alike(tree: dict[str, Any], experiment: Experiment) -> bool:
     """Whether a step of a finished run costs what a step of this experiment costs."""
     ours = plain(experiment)
     same = all(tree[key] == ours[key] for key in ("detector", "training"))
-    return same and tree["data"]["train"] == ours["data"]["train"] and set(tree["branches"]) == set(ours["branches"])
+    return (
+        same
+        and tree["data"]["train"] == ours["data"]["train"]
+        and set(tree["branches"]) == set(ours["branches"])
+    )
 
 
 def _may_start(cell: Cell, running: dict[Cell, Any]) -> bool:
@@ -331,5 +335,7 @@ def _outcome(cell: Cell, code: int) -> Outcome:
         return Outcome(cell, "failed", json.loads(path.read_text(encoding="utf-8"))["message"])
     killed = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return Outcome(
-        cell, "failed", f"the worker was {killed}; its log is {cell.folder / LOG}. Run again to go on where it stopped"
+        cell,
+        "failed",
+        f"the worker was {killed}; its log is {cell.folder / LOG}. Run again to go on where it stopped",
     )

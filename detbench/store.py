@@ -1,14 +1,14 @@
 """Run folders: where they are, who holds them, and how they are written. The cache stands beside them.
 
-    runs/<digest>/<seed>/    request.json     what was asked: experiment, seed, scale, data, overrides
-                             curve.jsonl      losses and metrics as they came
-                             log.txt          what the worker printed
-                             checkpoint.pt    the last state, and checkpoint.previous.pt the one before
-                             error.json       why it failed, if it did
-                             model.safetensors, detections.npz, environment.json
-                             result.json      last of all, atomically: with it the run is finished
-    runs/cache/              annotation indices, drawn data; may be deleted at any time
-    runs/ablations/          recipes that `detbench ablate` made
+runs/<digest>/<seed>/    request.json     what was asked: experiment, seed, scale, data, overrides
+                         curve.jsonl      losses and metrics as they came
+                         log.txt          what the worker printed
+                         checkpoint.pt    the last state, and checkpoint.previous.pt the one before
+                         error.json       why it failed, if it did
+                         model.safetensors, detections.npz, environment.json
+                         result.json      last of all, atomically: with it the run is finished
+runs/cache/              annotation indices, drawn data; may be deleted at any time
+runs/ablations/          recipes that `detbench ablate` made
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class Store:
     def trained(self, training_digest: str, seed: int) -> Path | None:
         """A finished run with the same training and seed, whatever its test; None when there is none."""
         for folder in self.folders():
-            if folder.name == str(seed) and (folder / RESULT).is_file() and (folder / WEIGHTS).is_file():
-                if read_result(folder).training_digest == training_digest:
-                    return folder
+            whole = (folder / RESULT).is_file() and (folder / WEIGHTS).is_file()
+            if folder.name == str(seed) and whole and read_result(folder).training_digest == training_digest:
+                return folder
         return None
 
 

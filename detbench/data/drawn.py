@@ -22,7 +22,7 @@ from detbench.parts.data import Drawn
 from detbench.parts.part import digest_of, plain
 
 # Part of the identity of drawn data: raise it with every change that moves a pixel or a box.
-DRAWN_VERSION = 1
+DRAWN_VERSION = 2
 
 SHAPES = ("square", "triangle", "disc", "star", "cross", "diamond", "ell", "half disc")
 
@@ -186,7 +186,7 @@ class _Canvas:
         self.scale = size / _BASE
         side = size * _FINE
         cells = int(rng.integers(3, 10))
-        coarse = rng.integers(40, 216, (cells, cells, 3), dtype=np.uint8)
+        coarse = rng.integers(80, 176, (cells, cells, 3), dtype=np.uint8)
         background = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
         self._distract(ImageDraw.Draw(background), rng)
         self._image = background
@@ -265,7 +265,7 @@ def _shapes(canvas: _Canvas, rng: np.random.Generator) -> list[_Object]:
             side = _log_uniform(rng, 6, 72) * canvas.scale
             (points,), box = _placed([points * side / math.sqrt(width * height)], canvas.size, rng)
             fill = _colour_unlike(canvas.mean_colour(box), rng)
-            visible = canvas.put([(points, fill)], _colour(rng), least_visible=0.4)
+            visible = canvas.put([(points, fill)], _colour(rng), least_visible=0.6)
             if visible is not None:
                 objects.append(_Object(box, visible, label))
                 break

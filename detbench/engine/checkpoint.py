@@ -47,7 +47,7 @@ def load(folder: Path) -> dict[str, Any] | None:
         _restore_random_states(state.pop("random"))
         return state
     if errors:
-        raise StoreError(f"no checkpoint can be read; start afresh with --force\n" + "\n".join(errors))
+        raise StoreError("no checkpoint can be read; start afresh with --force\n" + "\n".join(errors))
     return None
 
 

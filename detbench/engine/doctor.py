@@ -20,7 +20,8 @@ def examine() -> dict[str, Any]:
     after = {"log1p": _log1p_ns(), "matmul": _matmul_gflops(), "clone": _clone_gb_s()}
     return machine.describe(device, threads=1) | {
         "free cores": free_cores(),
-        "OpenMP settings": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "GOMP_", "KMP_"))} or "none",
+        "OpenMP settings": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "GOMP_", "KMP_"))}
+        or "none",
         "float32 matmul, GFLOP/s": f"{before['matmul']:.0f} as found, {after['matmul']:.0f} as detbench sets it",
         "log1p, ns an element": f"{before['log1p']:.2f} as found, {after['log1p']:.2f} after its page is mapped",
         "clone of 64 MB, GB/s": f"{before['clone']:.1f} as found, {after['clone']:.1f} with pages kept",

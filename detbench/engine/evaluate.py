@@ -128,7 +128,7 @@ def read_detections(path: Path) -> DetectionTable:
 
 
 def _as_columns(batch: Batch, found: list[Detections]) -> list[tuple[NDArray[Any], ...]]:
-    columns = []
+    columns: list[tuple[NDArray[Any], ...]] = []
     for i, detections in enumerate(found):
         (height, width), (original_height, original_width) = batch.sizes[i], batch.original_sizes[i]
         scale = np.array([original_width / width, original_height / height] * 2)

@@ -15,7 +15,8 @@ def build_optimizer(optim: AdamW | Sgd, detector: nn.Module) -> torch.optim.Opti
 
     Each group carries `peak_lr`, which `set_lr` scales. Frozen parameters are left out.
     """
-    body, rest = [], []
+    body: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:
             (body if name.startswith("backbone.") else rest).append(parameter)

@@ -14,7 +14,14 @@ from detbench.core.cost import count
 from detbench.core.detectors.dense import DenseDetector
 from detbench.data.dataset import OpenData, open_data
 from detbench.engine import machine
-from detbench.engine.evaluate import detect, measure, percent, percent_per_class, require_measurable, write_detections
+from detbench.engine.evaluate import (
+    detect,
+    measure,
+    percent,
+    percent_per_class,
+    require_measurable,
+    write_detections,
+)
 from detbench.engine.train import Trainer
 from detbench.errors import DataError
 from detbench.parts.data import Drawn

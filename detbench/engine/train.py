@@ -66,7 +66,7 @@ class Trainer:
 
         torch.manual_seed(seed)
         model = experiment.detector.build(branches=experiment.branches, num_classes=data.num_classes)
-        self.model = model.to(device=device, memory_format=torch.channels_last)
+        self.model = model.to(device).to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(experiment.optim, self.model)
         self.average = _moving_average(self.model, training.ema)
         self.scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
@@ -119,7 +119,9 @@ class Trainer:
                     self._save()
                     last_save = self.seconds
                 if stopping and self.step < self.total:
-                    raise Interrupted(f"{self.folder}: stopped after step {self.step} of {self.total}, state saved")
+                    raise Interrupted(
+                        f"{self.folder}: stopped after step {self.step} of {self.total}, state saved"
+                    )
 
     def _step(self, batch: Batch) -> dict[str, float]:
         """One optimiser step on one global batch, and what each loss was."""
@@ -164,7 +166,11 @@ class Trainer:
         values = ", ".join(f"{name} {value:g}" for name, value in losses.items())
         images = ", ".join(batch.names)
         saved = checkpoint.saved_step(self.folder)
-        kept = f"the checkpoint of step {saved} is kept" if saved is not None else "no checkpoint was written yet"
+        kept = (
+            f"the checkpoint of step {saved} is kept"
+            if saved is not None
+            else "no checkpoint was written yet"
+        )
         raise NonFiniteLoss(
             f"step {self.step} of {self.total}: a loss is not finite ({values}) on the images {images}; {kept}. "
             "A lower optim.lr, a longer schedule.warmup_steps or optim.clip_norm may help"
@@ -177,7 +183,12 @@ class Trainer:
 
     def _log(self, entry: dict[str, Any]) -> None:
         epoch = self.step * self.experiment.training.batch / len(self.data.train)
-        head = {"step": self.step, "of": self.total, "epoch": round(epoch, 4), "seconds": round(self.seconds, 3)}
+        head = {
+            "step": self.step,
+            "of": self.total,
+            "epoch": round(epoch, 4),
+            "seconds": round(self.seconds, 3),
+        }
         with (self.folder / CURVE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(head | entry) + "\n")
 
@@ -252,7 +263,8 @@ def _split(batch: Batch, parts: int) -> list[Batch]:
 def _moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
     if decay is None:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ class Experiment:
 
         The batch size at test and the evaluation backend give the same numbers and stand outside.
         """
-        tree = plain(self)
+        tree: dict[str, Any] = plain(self)
         tree["data"]["source"] = fingerprint
         del tree["test"]["batch"]
         tree["test"]["metrics"].pop("backend", None)
@@ -102,6 +102,12 @@ def _across_parts(experiment: Experiment) -> list[str]:
                 f"branches.{name}: predictor '{kinds[0]}' doesn't go with assigner '{kinds[1]}'; "
                 "max_iou needs the anchor predictor and the anchor predictor needs max_iou"
             )
+        if branch.predictor.kind == "unfiltered":
+            other = experiment.branches.get(branch.predictor.branch)
+            if other is None or other.predictor.kind != "point" or other.predictor.max_filter is None:
+                problems.append(
+                    f"branches.{name}.predictor.branch: '{branch.predictor.branch}' is no branch with a max_filter"
+                )
         for loss_name, loss in branch.losses.items():
             where = f"branches.{name}.losses.{loss_name}"
             if loss.kind == "delta_l1" and branch.predictor.kind != "anchor":
@@ -111,5 +117,7 @@ def _across_parts(experiment: Experiment) -> list[str]:
                 problems.append(f"{where}: centre-ness needs the fcos predictor, found '{kinds[0]}'")
     channels, groups = experiment.detector.neck.channels, experiment.detector.subnets.groups
     if channels % groups:
-        problems.append(f"detector.subnets.groups: {groups} doesn't divide detector.neck.channels = {channels}")
+        problems.append(
+            f"detector.subnets.groups: {groups} doesn't divide detector.neck.channels = {channels}"
+        )
     return problems

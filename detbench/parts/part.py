@@ -28,7 +28,8 @@ Count = Annotated[int, Field(ge=1)]
 def part(cls: type[T]) -> type[T]:
     """A frozen, keyword-only dataclass; unknown keys and loose types are refused."""
     config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    return pydantic_dataclass(frozen=True, kw_only=True, config=config)(cls)
+    made: type[T] = pydantic_dataclass(frozen=True, kw_only=True, config=config)(cls)  # type: ignore[assignment]
+    return made
 
 
 def read_part(cls: type[T], tree: Mapping[str, Any], *, where: str) -> T:

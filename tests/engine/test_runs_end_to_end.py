@@ -72,7 +72,9 @@ def test_every_row_that_can_run_does_at_smoke_scale(name, recipe, row, tmp_path,
 
 
 def test_the_written_detections_give_the_written_metrics_in_pycocotools(tmp_path, cache):
-    cell = cell_of("quickstart/fcos", Store(tmp_path), "schedule.length=30", "test.postprocess.score_threshold=0.0")
+    cell = cell_of(
+        "quickstart/fcos", Store(tmp_path), "schedule.length=30", "test.postprocess.score_threshold=0.0"
+    )
     result = do(cell, cache)
     from detbench.data.dataset import open_data
 
@@ -115,7 +117,10 @@ def test_the_number_of_loading_processes_changes_nothing(tmp_path, cache):
     ids=lambda s: " ".join(s),
 )
 def test_settings_of_the_loop_run_and_change_the_weights(settings, tmp_path, cache):
-    plain, other = cell_of("quickstart/fcos", Store(tmp_path)), cell_of("quickstart/fcos", Store(tmp_path), *settings)
+    plain, other = (
+        cell_of("quickstart/fcos", Store(tmp_path)),
+        cell_of("quickstart/fcos", Store(tmp_path), *settings),
+    )
     assert plain.digest != other.digest
     do(plain, cache)
     do(other, cache)
@@ -124,8 +129,13 @@ def test_settings_of_the_loop_run_and_change_the_weights(settings, tmp_path, cac
 
 
 def test_a_loss_that_is_not_finite_names_step_images_and_losses_and_keeps_the_checkpoint(tmp_path, cache):
-    cell = cell_of("quickstart/fcos", Store(tmp_path), "optim.lr=1e30", "optim.clip_norm=1e30", "schedule.length=50")
-    with pytest.raises(NonFiniteLoss, match=r"step \d+ of 50: .*not finite .*o2m\.cls.* on the images .*png.*step \d+ is kept"):
+    cell = cell_of(
+        "quickstart/fcos", Store(tmp_path), "optim.lr=1e30", "optim.clip_norm=1e30", "schedule.length=50"
+    )
+    with pytest.raises(
+        NonFiniteLoss,
+        match=r"step \d+ of 50: .*not finite .*o2m\.cls.* on the images .*png.*step \d+ is kept",
+    ):
         do(cell, cache, checkpoint_seconds=0)
     state = torch.load(cell.folder / CHECKPOINT, weights_only=True)
     assert all(torch.isfinite(v).all() for v in state["model"].values())
@@ -145,7 +155,16 @@ def test_one_broken_run_does_not_stop_the_others(tmp_path):
 def worker(cell: runs.Cell, cache: Path, *options: str) -> subprocess.Popen:
     cell.folder.mkdir(parents=True, exist_ok=True)
     runs.request(cell)
-    command = [sys.executable, "-m", "detbench.engine", str(cell.folder), "--cache", str(cache), "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "detbench.engine",
+        str(cell.folder),
+        "--cache",
+        str(cache),
+        "--device",
+        "cpu",
+    ]
     return subprocess.Popen([*command, *options], env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
@@ -173,12 +192,16 @@ def test_a_killed_run_ends_bit_identical_to_one_never_killed(tmp_path, cache):
     assert read_result(whole.folder).metrics == read_result(killed.folder).metrics
     one, two = read_curve(whole.folder), read_curve(killed.folder)
     assert [(e["step"], e["losses"]) for e in one.steps] == [(e["step"], e["losses"]) for e in two.steps]
-    assert [(e["step"], e["metrics"]) for e in one.evaluations] == [(e["step"], e["metrics"]) for e in two.evaluations]
+    assert [(e["step"], e["metrics"]) for e in one.evaluations] == [
+        (e["step"], e["metrics"]) for e in two.evaluations
+    ]
 
 
 def test_a_checkpoint_that_was_cut_off_gives_way_to_the_one_before(tmp_path, cache):
     settings = ("schedule.length=6",)
-    whole, hurt = (cell_of("quickstart/fcos", Store(tmp_path / name), *settings) for name in ("whole", "hurt"))
+    whole, hurt = (
+        cell_of("quickstart/fcos", Store(tmp_path / name), *settings) for name in ("whole", "hurt")
+    )
     do(whole, cache)
     do(hurt, cache, checkpoint_seconds=0)
     path = hurt.folder / CHECKPOINT
@@ -230,7 +253,14 @@ def test_a_finished_run_is_not_run_again_unless_forced(tmp_path):
 def test_changed_data_is_refused(tmp_path, cache):
     cell = cell_of("quickstart/onenet", Store(tmp_path))
     stale = runs.Cell(
-        cell.places, cell.experiment, 0, cell.context, "drawn-0000", cell.digest, cell.training_digest, cell.folder
+        cell.places,
+        cell.experiment,
+        0,
+        cell.context,
+        "drawn-0000",
+        cell.digest,
+        cell.training_digest,
+        cell.folder,
     )
     from detbench.errors import DataError
 
