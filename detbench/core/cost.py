@@ -47,7 +47,7 @@ def count(detector: DenseDetector, *, height: int, width: int, branches: Sequenc
     counted = (nn.ReLU, nn.GroupNorm, nn.BatchNorm2d, FrozenBatchNorm2d)
     hooks = [m.register_forward_hook(add) for m in detector.modules() if isinstance(m, counted)]
     state = {k: v.to("meta") for k, v in [*detector.named_parameters(), *detector.named_buffers()]}
-    image = torch.empty(1, 3, height, width, device="meta", dtype=detector.scales.dtype)
+    image = torch.empty(1, 3, height, width, device="meta", dtype=next(detector.neck.parameters()).dtype)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             functional_call(detector, state, (image, branches))

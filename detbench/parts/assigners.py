@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from detbench.parts.part import Fraction, NonNegative, Positive, part
+from pydantic import Field
+
+from detbench.parts.part import Count, Fraction, NonNegative, Positive, part
 
 if TYPE_CHECKING:
     from detbench.core.types import DensePredictions, Matches, Targets
@@ -46,7 +48,7 @@ class Hungarian:
 
 @part
 class LeastCost:
-    """Each object takes its cheapest prediction; one prediction may serve two objects (OneNet's option, spec 2.1).
+    """Each object takes its cheapest prediction; two objects may share one (OneNet's option, spec 2.1).
 
     The fields are those of `Hungarian`.
     """
@@ -78,14 +80,15 @@ class Poto:
         quality_alpha: weight of localisation against classification.
         center_radius: half side of the spatial prior's box in strides; 0 means strictly inside the object.
         outside_quality: of a prediction outside the prior: 0 in DATE, -1 in DeFCN.
-        overlap: "iou" as all released code does, "giou" as DATE's unread configuration key says.
+        overlap: "iou" as in all released code, or "giou", which DATE's configuration names without ever being
+            read, with negative values taken as 0.
     """
 
     kind: Literal["poto"] = "poto"
     quality_alpha: Fraction = 0.8
     center_radius: NonNegative = 1.5
-    outside_quality: Literal[0.0, -1.0] = 0.0
-    overlap: Literal["iou"] = "iou"
+    outside_quality: Annotated[float, Field(ge=-1, le=0)] = 0.0
+    overlap: Literal["iou", "giou"] = "iou"
 
     def __call__(self, predictions: DensePredictions, targets: Targets) -> Matches:
         """The matched pairs; min(Q, N) of them in an image of N objects."""
@@ -95,8 +98,32 @@ class Poto:
 
 
 @part
+class QualityAtss:
+    """Several predictions for each object, by POTO's quality and ATSS's threshold (DeFCN; spec 3.2).
+
+    The `per_level` best predictions of every level are an object's candidates. Those whose quality reaches the
+    candidates' mean plus standard deviation, and that stand inside the object, answer for it. One that several
+    objects claim answers for that of its greatest quality.
+
+    Attributes:
+        quality_alpha: weight of localisation against classification.
+        per_level: candidates of each level; all of a level that has fewer predictions.
+    """
+
+    kind: Literal["quality_atss"] = "quality_atss"
+    quality_alpha: Fraction = 0.8
+    per_level: Count = 9
+
+    def __call__(self, predictions: DensePredictions, targets: Targets) -> Matches:
+        """At most one object for each prediction; an object may have none."""
+        from detbench.core.assign.quality_atss import assign_quality_atss
+
+        return assign_quality_atss(self, predictions, targets)
+
+
+@part
 class FcosRule:
-    """FCOS's rule (arXiv:1904.01355; spec 1.4): inside the object, of its level's size range, smallest object wins.
+    """FCOS's rule (arXiv:1904.01355; spec 1.4): inside the object, fit for the level, smallest object wins.
 
     Attributes:
         size_ranges: (low, high) of the largest side distance in pixels for each level, both inclusive.
@@ -118,13 +145,13 @@ class FcosRule:
 
 @part
 class MaxIou:
-    """RetinaNet's rule (arXiv:1708.02002; spec 1.5): anchors by IoU, an ignored band, and each object's best anchors.
+    """RetinaNet's rule (arXiv:1708.02002; spec 1.5): anchors by IoU, a band ignored, each object's best.
 
     Attributes:
         positive: least IoU of a positive anchor.
         negative: an anchor whose best IoU is below this is negative; between the two it is ignored.
-        low_quality: every anchor that reaches an object's best IoU is given to that object, whatever the value;
-            later objects overwrite earlier ones.
+        low_quality: every anchor that reaches an object's best IoU is given to that object, whatever the
+            value; later objects overwrite earlier ones.
     """
 
     kind: Literal["max_iou"] = "max_iou"
@@ -133,11 +160,11 @@ class MaxIou:
     low_quality: bool = True
 
     def __call__(self, predictions: DensePredictions, targets: Targets) -> Matches:
-        """At most one object for each anchor; anchors outside the padded image and in the band are ignored."""
+        """At most one object for each anchor; those outside the padded image and in the band are ignored."""
         from detbench.core.assign.max_iou import assign_max_iou
 
         return assign_max_iou(self, predictions, targets)
 
 
-Assigner = Hungarian | LeastCost | Poto | FcosRule | MaxIou
+Assigner = Hungarian | LeastCost | Poto | QualityAtss | FcosRule | MaxIou
 """Every assignment rule a recipe may name."""

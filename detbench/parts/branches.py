@@ -6,20 +6,45 @@ from typing import Literal
 
 from detbench.parts.assigners import Assigner
 from detbench.parts.losses import Loss
-from detbench.parts.part import NonNegative, OneOf, part
+from detbench.parts.part import Count, NonNegative, OneOf, Positive, part
+
+
+@part
+class MaxFilter:
+    """3D max filtering: a second logit that keeps only peaks in space and scale (DeFCN; spec 3.3).
+
+    The fused score is sigmoid(class) * sigmoid(filter).
+
+    Attributes:
+        levels: pyramid levels to either side that a location is held against (the paper's tau is twice that).
+        window: side of the square of cells it is held against; odd.
+        logit_eps: the fused probability q enters matching, loss and test as the logit
+            log(max(q, eps) / max(1 - q, eps)), without a gradient where eps takes hold (DATE); None for the
+            exact logit (DeFCN, which keeps q itself).
+    """
+
+    levels: Count = 1
+    window: Count = 3
+    logit_eps: Positive | None = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.window % 2 == 0:
+            raise ValueError(f"window must be odd, found {self.window}")
 
 
 @part
 class PointPredictor:
-    """OneNet's predictor: class logits and four distances relu(scale * raw) * stride at each location (spec 4.2).
+    """OneNet's predictor: class logits and distances relu(scale * raw) * stride at each location (spec 4.2).
 
     Attributes:
         start: the raw distances' bias at the start. 0 is the papers'; half of all distances then start at zero,
             without a gradient, which only a long training mends.
+        max_filter: 3D max filtering on the box tower; None for none.
     """
 
     kind: Literal["point"] = "point"
     start: NonNegative = 0.0
+    max_filter: MaxFilter | None = None
 
 
 @part
@@ -54,7 +79,21 @@ class AnchorPredictor:
     scale_deltas: bool = True
 
 
-Predictor = PointPredictor | FcosPredictor | AnchorPredictor
+@part
+class Unfiltered:
+    """Another branch's predictions before its 3D max filter, supervised once more; no weights of its own.
+
+    DeFCN's auxiliary loss stands on it (spec 3.2).
+
+    Attributes:
+        branch: the other branch, whose point predictor has a `max_filter`.
+    """
+
+    kind: Literal["unfiltered"] = "unfiltered"
+    branch: str
+
+
+Predictor = PointPredictor | FcosPredictor | AnchorPredictor | Unfiltered
 
 
 @part

@@ -36,6 +36,8 @@ class Subnets:
         num_convs: 3x3 convolutions (no bias, GroupNorm, ReLU) in each tower.
         groups: groups of each GroupNorm.
         shared: True: one pair of towers serves every branch; False: a pair for each branch (DATE, Table 9).
+        shared_scales: the same for the learned factors of the levels' boxes, of which papers don't speak; the
+            released head shares them, whether or not it shares the towers (spec 1.2, 4.1).
         init_std: standard deviation of all head convolutions' weights.
         class_prior: initial probability that the classification bias stands for.
     """
@@ -43,6 +45,7 @@ class Subnets:
     num_convs: Count = 4
     groups: Count = 32
     shared: bool = True
+    shared_scales: bool = True
     init_std: Positive = 0.01
     class_prior: Positive = 0.01
 

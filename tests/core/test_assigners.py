@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from typing import get_args
 
 import pytest
@@ -23,10 +24,11 @@ from scenes import (
 from detbench.core.assign.fcos import fcos_candidates, smallest_owner
 from detbench.core.assign.hungarian import focal_cost, pair_cost, solve
 from detbench.core.assign.max_iou import is_on_image, max_iou_owner
-from detbench.core.assign.poto import poto_quality
-from detbench.core.boxes import pairwise_iou
+from detbench.core.assign.poto import pair_quality, poto_quality
+from detbench.core.assign.quality_atss import above_own_threshold
+from detbench.core.boxes import box_giou, pairwise_iou
 from detbench.core.types import DensePredictions, Matches, Targets
-from detbench.parts.assigners import Assigner, FcosRule, Hungarian, LeastCost, MaxIou, Poto
+from detbench.parts.assigners import Assigner, FcosRule, Hungarian, LeastCost, MaxIou, Poto, QualityAtss
 
 RULES = [pytest.param(rule(), id=rule().kind) for rule in get_args(Assigner)]
 ONE_TO_ONE = {"hungarian", "poto"}
@@ -276,6 +278,75 @@ def test_poto_quality_written_as_loops(outside: float, radius: float) -> None:
             prob = 1 / (1 + math.exp(-predictions.pred_logits[i, q, c].item()))
             expected = prob**0.2 * iou**0.8 if inside else outside
             assert quality[m, q].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_poto_on_giou_has_no_quality_where_giou_is_negative() -> None:
+    anchors, targets = points(), some_targets((2, 1), 3)
+    predictions = some_predictions(anchors, 2, 3)
+    values = {
+        "pred_logits": predictions.pred_logits,
+        "pred_boxes": predictions.pred_boxes,
+        "labels": targets.labels,
+        "boxes": targets.boxes,
+        "image_idx": targets.image_idx,
+    }
+    quality = pair_quality(**values, quality_alpha=1.0, overlap="giou")
+    giou = box_giou(predictions.pred_boxes[targets.image_idx], targets.boxes[:, None], eps=1e-6)
+    assert (giou < 0).any()
+    assert torch.allclose(quality, giou.where(giou > 0, 0.0))
+    prior = {
+        "centers": anchors.centers,
+        "strides": anchors.strides,
+        "center_radius": 1.5,
+        "outside_quality": -1.0,
+    }
+    masked = poto_quality(**values, **prior, quality_alpha=1.0, overlap="giou")
+    assert torch.equal(masked[masked >= 0], quality[masked >= 0])
+    assert Poto(overlap="giou")(predictions, targets).pred_idx.shape == (3,)
+
+
+# --- Quality ATSS -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_quality_atss_written_as_loops(seed: int) -> None:
+    rule = QualityAtss(per_level=5)
+    predictions, targets = scene(rule, seed=seed)
+    anchors = predictions.anchors
+    levels, first = [], 0
+    for size in anchors.level_sizes:
+        levels.append(range(first, first + size))
+        first += size
+    claims: dict[tuple[int, int], tuple[float, int]] = {}
+    for m, (x1, y1, x2, y2) in enumerate(targets.boxes.tolist()):
+        i, c = int(targets.image_idx[m]), int(targets.labels[m])
+        prob = [1 / (1 + math.exp(-x)) for x in predictions.pred_logits[i, :, c].tolist()]
+        boxes = predictions.pred_boxes[i].tolist()
+        quality = [
+            p**0.2 * plain_iou(box, [x1, y1, x2, y2]) ** 0.8 for p, box in zip(prob, boxes, strict=True)
+        ]
+        candidates = [
+            q for level in levels for q in sorted(level, key=lambda q: quality[q], reverse=True)[:5]
+        ]
+        values = [quality[q] for q in candidates]
+        threshold = statistics.mean(values) + statistics.stdev(values)
+        for q in candidates:
+            x, y = anchors.centers[q].tolist()
+            if quality[q] >= threshold and x1 < x < x2 and y1 < y < y2:
+                claims[i, q] = max(claims.get((i, q), (-1.0, 0)), (quality[q], -m))
+    expected = {(i, q, tuple(targets.boxes[-m].tolist())) for (i, q), (_, m) in claims.items()}
+    assert expected
+    assert pairs(rule(predictions, targets), targets) == expected
+
+
+def test_a_level_with_fewer_predictions_than_candidates_gives_all_it_has() -> None:
+    quality = torch.tensor([[0.9, 0.1, 0.1, 0.1, 0.2], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    # Mean 0.28, deviation sqrt(0.488 / 4) = 0.3493: only 0.9 reaches 0.6293. Equal qualities all reach their mean.
+    chosen = above_own_threshold(quality, (4, 1), per_level=9)
+    assert chosen.tolist() == [[True, False, False, False, False], [True] * 5]
+    # Two candidates of the first level and the whole second: mean 0.4, deviation 0.4359.
+    chosen = above_own_threshold(quality[:1], (4, 1), per_level=2)
+    assert chosen.tolist() == [[True, False, False, False, False]]
 
 
 # --- FCOS -------------------------------------------------------------------------------------------

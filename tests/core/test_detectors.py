@@ -18,7 +18,7 @@ from detbench.core.supervise import supervise
 from detbench.core.types import DensePredictions
 from detbench.parts.assigners import FcosRule, MaxIou, Poto
 from detbench.parts.backbones import ResNet, SmallResNet
-from detbench.parts.branches import AnchorPredictor, Branch, FcosPredictor, PointPredictor
+from detbench.parts.branches import AnchorPredictor, Branch, FcosPredictor, MaxFilter, PointPredictor
 from detbench.parts.detectors import Dense, Fpn, Subnets
 from detbench.parts.losses import BoxL1, Centerness, DeltaL1, Focal, Giou, LogIou
 
@@ -88,6 +88,25 @@ def test_branches_not_asked_for_arent_computed() -> None:
     assert called == ["fcos"]
 
 
+def test_the_factors_of_the_levels_are_one_set_or_one_for_each_branch() -> None:
+    shared = small()
+    assert [name for name, _ in shared.named_parameters() if name.startswith("scales")] == ["scales.shared"]
+    part = Dense(
+        backbone=SmallResNet(width=8),
+        neck=Fpn(channels=16, num_levels=3),
+        subnets=Subnets(num_convs=1, groups=4, shared_scales=False),
+    )
+    own = part.build(branches=ALL, num_classes=3).eval()
+    before = own(IMAGES)
+    with torch.no_grad():
+        own.scales["fcos"] *= 2
+    after = own(IMAGES)
+    assert torch.equal(before["point"].pred_boxes, after["point"].pred_boxes)
+    assert not torch.equal(before["fcos"].pred_boxes, after["fcos"].pred_boxes)
+    alone = {id(p) for p in own.parameters_of(("fcos",))}
+    assert {name for name, p in own.scales.items() if id(p) in alone} == {"fcos"}
+
+
 def test_predictors_that_run_as_one_convolution_give_what_each_gives() -> None:
     detector = small().eval()
     fcos: DensePredictor = detector.predictors["fcos"]  # type: ignore[assignment]
@@ -143,7 +162,9 @@ INIT = {"init_std": 0.01, "class_prior": 0.01}
 def test_a_point_predictor_decodes_by_hand() -> None:
     # relu(2 * raw) * 8 around (4, 4) and (12, 4); a negative distance is none.
     raw = torch.tensor([[[0.25, 0.5, 1, 0.0], [-1, 0.5, 0.5, 0.5]]])
-    p = decode(PointModule(PointPredictor(), 4, 3, **INIT), logits=torch.zeros(1, 2, 3), distances=raw)
+    p = decode(
+        PointModule(PointPredictor(), 4, 3, groups=4, **INIT), logits=torch.zeros(1, 2, 3), distances=raw
+    )
     assert p.pred_boxes.tolist() == [[[0, -4, 20, 4], [12, -4, 20, 12]]]
 
 
@@ -226,6 +247,7 @@ def test_mixed_precision_computes_boxes_and_losses_in_full() -> None:
 
 
 DATE_F, DATE_R = {"point": POINT, "fcos": FCOS}, {"point": POINT, "retina": RETINA}
+FILTERED = {**DATE_F, "point": dataclasses.replace(POINT, predictor=PointPredictor(max_filter=MaxFilter()))}
 UNSHARED, R101 = {"shared": False}, {"depth": 101}
 COSTS = [
     # spec 1.3: trainable parameters, MACs / 1e9 at 1280 x 800
@@ -237,6 +259,8 @@ COSTS = [
     pytest.param(DATE_R, None, {}, 33_760_077, 237.67, id="DATE-R training"),
     pytest.param(DATE_R, None, UNSHARED, 38_482_765, 338.44, id="DATE-R not shared, training"),
     pytest.param(DATE_R, ("point",), UNSHARED, 32_017_497, 200.50, id="DATE-R not shared, inference"),
+    pytest.param(FILTERED, None, {}, 32_806_319, 217.34, id="DATE-F with 3DMF, training"),
+    pytest.param(FILTERED, ("point",), {}, 32_610_394, 213.16, id="DATE-F with 3DMF, inference"),
     pytest.param(DATE_F, ("point",), R101, 50_957_401, 276.57, id="ResNet-101 inference"),
 ]
 

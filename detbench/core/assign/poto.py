@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from detbench.core.assign.hungarian import solve
 from detbench.core.assign.inside import is_inside
-from detbench.core.boxes import box_iou
+from detbench.core.boxes import box_giou, box_iou, by_coordinate
 from detbench.core.types import Matches
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def assign_poto(rule: Poto, predictions: DensePredictions, targets: Targets) -> 
         quality_alpha=rule.quality_alpha,
         center_radius=rule.center_radius,
         outside_quality=rule.outside_quality,
+        overlap=rule.overlap,
     )
     return solve(quality, targets.counts, maximise=True)
 
@@ -47,8 +48,9 @@ def poto_quality(
     quality_alpha: float,
     center_radius: float,
     outside_quality: float,
+    overlap: Literal["iou", "giou"] = "iou",
 ) -> Tensor:
-    """How well a prediction would answer for an object: probability^(1 - alpha) * IoU^alpha inside the prior.
+    """`pair_quality` inside the spatial prior, `outside_quality` beyond it (spec 3.1).
 
     Args:
         pred_logits: (B, Q, C) class scores before the sigmoid.
@@ -62,8 +64,31 @@ def poto_quality(
     Returns:
         (M, Q) qualities of the predictions of each object's own image.
     """
-    prob_MQ = pred_logits[image_idx, :, labels].sigmoid()
-    iou_MQ = box_iou(pred_boxes[image_idx], boxes[:, None], eps=1e-6)
-    quality_MQ = prob_MQ ** (1 - quality_alpha) * iou_MQ**quality_alpha
+    quality_MQ = pair_quality(
+        pred_logits, pred_boxes, labels, boxes, image_idx, quality_alpha=quality_alpha, overlap=overlap
+    )
     inside_MQ = is_inside(centers, strides, boxes, radius=center_radius)
     return quality_MQ.masked_fill(~inside_MQ, outside_quality)
+
+
+def pair_quality(
+    pred_logits: Tensor,
+    pred_boxes: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    image_idx: Tensor,
+    *,
+    quality_alpha: float,
+    overlap: Literal["iou", "giou"] = "iou",
+) -> Tensor:
+    """How well each prediction would answer for an object: probability^(1 - alpha) * IoU^alpha.
+
+    Arguments and result are those of `poto_quality`.
+    """
+    prob_MQ = pred_logits[image_idx, :, labels].sigmoid()
+    own_boxes = by_coordinate(pred_boxes[image_idx])
+    if overlap == "iou":
+        overlap_MQ = box_iou(own_boxes, boxes[:, None], eps=1e-6)
+    else:
+        overlap_MQ = box_giou(own_boxes, boxes[:, None], eps=1e-6).clamp(min=0)
+    return prob_MQ ** (1 - quality_alpha) * overlap_MQ**quality_alpha

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detbench.core.backbones import Backbone
 from detbench.core.detectors.fpn import Fpn
-from detbench.core.detectors.predictors import DensePredictor, Tower, build_predictor
+from detbench.core.detectors.predictors import FILTER, DensePredictor, Tower, build_predictor
 from detbench.core.types import DensePredictions
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from detbench.parts.detectors import Dense
 
 SHARED = "shared"
-"""The key of the one pair of towers that serves every branch; otherwise each pair has its branch's name."""
+"""The key of what serves every branch: towers, scales; otherwise each branch has its own under its name."""
 
 
 class Towers(nn.Module):
@@ -38,13 +38,15 @@ class Towers(nn.Module):
 class DenseDetector(nn.Module):
     """Backbone, neck, towers and predictors. Computes no loss.
 
-    Parameter names start with `backbone.`, `neck.`, `towers.`, `predictors.<branch>.`; `scales` stands alone.
+    Parameter names start with `backbone.`, `neck.`, `towers.`, `scales.`, `predictors.<branch>.`.
 
     Args:
         backbone: images to C3, C4, C5.
         neck: these to the pyramid's levels.
         towers: one pair under `SHARED`, or a pair for each branch under its name.
+        scales: (L,) learned factors of each level's boxes, under `SHARED` or by branch.
         predictors: by branch.
+        unfiltered: branches that are another's predictions before its max filter, and that other branch.
         strides: of the pyramid's levels.
     """
 
@@ -54,15 +56,17 @@ class DenseDetector(nn.Module):
         backbone: Backbone,
         neck: Fpn,
         towers: Mapping[str, Towers],
+        scales: Mapping[str, nn.Parameter],
         predictors: Mapping[str, DensePredictor],
+        unfiltered: Mapping[str, str],
         strides: tuple[int, ...],
     ) -> None:
         super().__init__()
         self.backbone, self.neck, self.strides = backbone, neck, strides
         self.towers = nn.ModuleDict(towers)
+        self.scales = nn.ParameterDict(scales)
         self.predictors = nn.ModuleDict(predictors)
-        # One factor a level for all branches: the released head has it so (spec 1.2).
-        self.scales = nn.Parameter(torch.ones(len(strides)))
+        self.unfiltered = dict(unfiltered)
 
     def forward(self, images: Tensor, branches: Sequence[str] | None = None) -> dict[str, DensePredictions]:
         """(B, 3, H, W) padded images to predictions by branch.
@@ -74,9 +78,11 @@ class DenseDetector(nn.Module):
         features = self.neck(self.backbone(images))
         sizes = tuple((x.shape[-2], x.shape[-1]) for x in features)
         wanted = self._wanted(branches)
-        raw: dict[str, dict[str, list[Tensor]]] = {name: {} for name in wanted}
-        for pair, users in self._users(wanted).items():
-            for tower, tops in self.towers[pair](features).items():
+        owners = self._owners(wanted)
+        raw: dict[str, dict[str, list[Tensor]]] = {name: {} for name in owners}
+        for pair, users in self._users(owners).items():
+            tops_of: dict[Tower, list[Tensor]] = self.towers[pair](features)
+            for tower, tops in tops_of.items():
                 convs = {
                     (name, output): conv
                     for name in users
@@ -84,26 +90,40 @@ class DenseDetector(nn.Module):
                 }
                 for (name, output), levels in zip(convs, _convolve(tops, list(convs.values())), strict=True):
                     raw[name][output] = levels
-        return {
-            name: self._predictor(name).decode(raw[name], self.scales, sizes, self.strides) for name in wanted
-        }
+            for name in users:
+                max_filter = self._predictor(name).max_filter
+                if name in wanted and max_filter is not None:
+                    raw[name][FILTER] = [_by_location(x) for x in max_filter(tops_of["box"])]
+        predictions = {}
+        for name in wanted:
+            owner = self.unfiltered.get(name, name)
+            seen = {k: v for k, v in raw[owner].items() if name == owner or k != FILTER}
+            predictions[name] = self._predictor(owner).decode(seen, self._scales(owner), sizes, self.strides)
+        return predictions
 
     def parameters_of(self, branches: Sequence[str] | None = None) -> Iterator[nn.Parameter]:
         """The parameters that take part in predicting these branches; None for all."""
-        wanted = self._wanted(branches)
+        owners = self._owners(self._wanted(branches))
         yield from self.backbone.parameters()
         yield from self.neck.parameters()
-        yield self.scales
-        for pair in self._users(wanted):
+        for pair in self._users(owners):
             yield from self.towers[pair].parameters()
-        for name in wanted:
+        yield from {id(scales): scales for scales in map(self._scales, owners)}.values()
+        for name in owners:
             yield from self.predictors[name].parameters()
 
     def _predictor(self, branch: str) -> DensePredictor:
         return cast(DensePredictor, self.predictors[branch])
 
     def _wanted(self, branches: Sequence[str] | None) -> list[str]:
-        return list(self.predictors) if branches is None else list(branches)
+        return [*self.predictors, *self.unfiltered] if branches is None else list(branches)
+
+    def _owners(self, branches: Sequence[str]) -> list[str]:
+        """The branches whose predictors these need, each once."""
+        return list(dict.fromkeys(self.unfiltered.get(name, name) for name in branches))
+
+    def _scales(self, branch: str) -> nn.Parameter:
+        return cast(nn.Parameter, self.scales[SHARED if SHARED in self.scales else branch])
 
     def _users(self, branches: Sequence[str]) -> dict[str, list[str]]:
         """The branches that stand on each pair of towers; pairs without any are left out."""
@@ -126,23 +146,37 @@ def build_dense(part: Dense, *, branches: Mapping[str, Branch], num_classes: int
     backbone = part.backbone.build()
     neck = Fpn(backbone.out_channels, channels=part.neck.channels, num_levels=part.neck.num_levels)
     subnets, channels = part.subnets, part.neck.channels
-    owners = [SHARED] if subnets.shared else list(branches)
+    predictors, unfiltered = {}, {}
+    for name, branch in branches.items():
+        if branch.predictor.kind == "unfiltered":
+            unfiltered[name] = branch.predictor.branch
+        else:
+            predictors[name] = build_predictor(
+                branch.predictor,
+                channels,
+                num_classes,
+                groups=subnets.groups,
+                init_std=subnets.init_std,
+                class_prior=subnets.class_prior,
+            )
     towers = {
         owner: Towers(channels, subnets.num_convs, groups=subnets.groups, init_std=subnets.init_std)
-        for owner in owners
-    }
-    predictors = {
-        name: build_predictor(
-            branch.predictor,
-            channels,
-            num_classes,
-            init_std=subnets.init_std,
-            class_prior=subnets.class_prior,
-        )
-        for name, branch in branches.items()
+        for owner in ([SHARED] if subnets.shared else predictors)
     }
     strides = tuple(backbone.strides[0] << level for level in range(part.neck.num_levels))
-    return DenseDetector(backbone=backbone, neck=neck, towers=towers, predictors=predictors, strides=strides)
+    scales = {
+        owner: nn.Parameter(torch.ones(len(strides)))
+        for owner in ([SHARED] if subnets.shared_scales else predictors)
+    }
+    return DenseDetector(
+        backbone=backbone,
+        neck=neck,
+        towers=towers,
+        scales=scales,
+        predictors=predictors,
+        unfiltered=unfiltered,
+        strides=strides,
+    )
 
 
 def _tower(channels: int, num_convs: int, *, groups: int, init_std: float) -> nn.Sequential:
@@ -163,8 +197,14 @@ def _convolve(features: Sequence[Tensor], convs: Sequence[nn.Conv2d]) -> list[li
     weight = torch.cat([conv.weight for conv in convs])
     bias = torch.cat([cast(Tensor, conv.bias) for conv in convs])
     widths = [conv.out_channels for conv in convs]
-    levels = [F.conv2d(x, weight, bias, padding=1).flatten(2).transpose(1, 2) for x in features]
-    # Boxes and losses under mixed precision are computed in full: bfloat16 resolves a pixel up to 256 only.
-    full = torch.promote_types(levels[0].dtype, torch.float32)
-    split = [torch.split(level.to(full), widths, -1) for level in levels]
+    levels = [_by_location(F.conv2d(x, weight, bias, padding=1)) for x in features]
+    split = [torch.split(level, widths, -1) for level in levels]
     return [list(outputs) for outputs in zip(*split, strict=True)]
+
+
+def _by_location(x: Tensor) -> Tensor:
+    """(B, channels, h, w) to (B, h * w, channels) in at least float32.
+
+    Boxes and losses under mixed precision are computed in full: bfloat16 resolves a pixel up to 256 only.
+    """
+    return x.flatten(2).transpose(1, 2).to(torch.promote_types(x.dtype, torch.float32))

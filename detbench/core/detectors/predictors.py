@@ -11,15 +11,17 @@ from torch import Tensor, nn
 
 from detbench.core.anchors import Sizes, grid_anchors, point_anchors
 from detbench.core.boxes import decode_deltas, distances_to_boxes
+from detbench.core.detectors.max_filter import MaxFilterModule, fuse
 from detbench.core.types import DensePredictions
 
 if TYPE_CHECKING:
     from detbench.parts.branches import AnchorPredictor, FcosPredictor, PointPredictor
-    from detbench.parts.branches import Predictor as PredictorPart
 
 Tower = Literal["class", "box"]
 Raw = Mapping[str, list[Tensor]]
 """What each convolution of a predictor says: for every level (B, h * w, its channels), at least float32."""
+FILTER = "filter"
+"""What a max filter's logits are called among a predictor's raw outputs."""
 
 
 class DensePredictor(nn.Module):
@@ -28,9 +30,11 @@ class DensePredictor(nn.Module):
     Attributes:
         convs: by the name of what they predict; "logits" is among them.
         reads: the tower under each convolution.
+        max_filter: on the box tower, where the predictor has one.
     """
 
     reads: Mapping[str, Tower]
+    max_filter: MaxFilterModule | None
 
     def __init__(
         self, channels: int, outputs: Mapping[str, int], *, init_std: float, class_prior: float
@@ -42,6 +46,7 @@ class DensePredictor(nn.Module):
             nn.init.zeros_(_bias(conv))
         nn.init.constant_(_bias(convs["logits"]), -math.log((1 - class_prior) / class_prior))
         self.convs = nn.ModuleDict(convs)
+        self.max_filter = None
 
     def convs_on(self, tower: Tower) -> dict[str, nn.Conv2d]:
         """The convolutions that read a tower, by what they predict."""
@@ -51,7 +56,7 @@ class DensePredictor(nn.Module):
         """The convolutions' outputs as predictions.
 
         Args:
-            raw: by the convolutions' names.
+            raw: by the convolutions' names; with `FILTER` among them, class scores are fused with it.
             scales: (L,) the head's learned factor of each level's boxes.
             sizes: height and width of each level.
             strides: of each level.
@@ -60,20 +65,32 @@ class DensePredictor(nn.Module):
 
 
 class PointModule(DensePredictor):
-    """OneNet's predictor: distances relu(scale * raw) * stride (spec 4.2)."""
+    """OneNet's predictor: distances relu(scale * raw) * stride (spec 4.2), with or without a max filter."""
 
     def __init__(
-        self, part: PointPredictor, channels: int, num_classes: int, *, init_std: float, class_prior: float
+        self,
+        part: PointPredictor,
+        channels: int,
+        num_classes: int,
+        *,
+        groups: int,
+        init_std: float,
+        class_prior: float,
     ) -> None:
         super().__init__(
             channels, {"logits": num_classes, "distances": 4}, init_std=init_std, class_prior=class_prior
         )
         nn.init.constant_(_bias(cast(nn.Conv2d, self.convs["distances"])), part.start)
         self.reads = {"logits": "class", "distances": "box"}
+        self.part = part
+        if part.max_filter is not None:
+            self.max_filter = MaxFilterModule(part.max_filter, channels, groups=groups, init_std=init_std)
 
     def decode(self, raw: Raw, scales: Tensor, sizes: Sizes, strides: tuple[int, ...]) -> DensePredictions:
         """Distances from each cell's middle; no centre-ness."""
         logits = torch.cat(raw["logits"], 1)
+        if self.part.max_filter is not None and FILTER in raw:
+            logits = fuse(logits, torch.cat(raw[FILTER], 1), eps=self.part.max_filter.logit_eps)
         anchors = point_anchors(sizes, strides, device=logits.device, dtype=logits.dtype)
         distances = _scaled(raw["distances"], scales).relu() * anchors.strides[:, None]
         return DensePredictions(logits, distances_to_boxes(anchors.centers, distances), anchors)
@@ -140,12 +157,20 @@ class AnchorModule(DensePredictor):
 
 
 def build_predictor(
-    part: PredictorPart, channels: int, num_classes: int, *, init_std: float, class_prior: float
+    part: PointPredictor | FcosPredictor | AnchorPredictor,
+    channels: int,
+    num_classes: int,
+    *,
+    groups: int,
+    init_std: float,
+    class_prior: float,
 ) -> DensePredictor:
-    """The module for a branch's predictor part."""
+    """The module for a branch's predictor part, if it has weights of its own."""
     match part.kind:
         case "point":
-            return PointModule(part, channels, num_classes, init_std=init_std, class_prior=class_prior)
+            return PointModule(
+                part, channels, num_classes, groups=groups, init_std=init_std, class_prior=class_prior
+            )
         case "fcos":
             return FcosModule(part, channels, num_classes, init_std=init_std, class_prior=class_prior)
         case "anchor":

@@ -1,0 +1,70 @@
+"""DeFCN's auxiliary rule: the best predictions of each level, by an object's own threshold (spec 3.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from detbench.core.assign.inside import is_inside
+from detbench.core.assign.poto import pair_quality
+from detbench.core.types import Matches
+
+if TYPE_CHECKING:
+    from detbench.core.types import DensePredictions, Targets
+    from detbench.parts.assigners import QualityAtss
+
+
+@torch.no_grad()
+def assign_quality_atss(rule: QualityAtss, predictions: DensePredictions, targets: Targets) -> Matches:
+    """At most one object for each prediction; an object may have none."""
+    anchors = predictions.anchors
+    quality_MQ = pair_quality(
+        predictions.pred_logits,
+        predictions.pred_boxes,
+        targets.labels,
+        targets.boxes,
+        targets.image_idx,
+        quality_alpha=rule.quality_alpha,
+    )
+    inside_MQ = is_inside(anchors.centers, anchors.strides, targets.boxes, radius=0.0)
+    chosen_MQ = above_own_threshold(quality_MQ, anchors.level_sizes, per_level=rule.per_level) & inside_MQ
+    target_idx, pred_idx = chosen_MQ.nonzero(as_tuple=True)
+    num_images, num_predictions = predictions.pred_logits.shape[:2]
+    place = targets.image_idx[target_idx] * num_predictions + pred_idx
+    quality = quality_MQ[target_idx, pred_idx]
+    best = quality.new_zeros(num_images * num_predictions).scatter_reduce_(0, place, quality, "amax")
+    wins = quality == best[place]
+    owner = torch.full_like(best, len(quality_MQ), dtype=torch.int64)
+    owner.scatter_reduce_(0, place[wins], target_idx[wins], "amin")  # of equal qualities the first object
+    positive = (owner < len(quality_MQ)).nonzero().squeeze(1)
+    return Matches(
+        image_idx=positive.div(num_predictions, rounding_mode="floor"),
+        pred_idx=positive % num_predictions,
+        target_idx=owner[positive],
+    )
+
+
+def above_own_threshold(quality: Tensor, level_sizes: tuple[int, ...], *, per_level: int) -> Tensor:
+    """Which of each object's candidates reach the mean plus the unbiased standard deviation of all of them.
+
+    Args:
+        quality: (M, Q).
+        level_sizes: predictions of each level; they sum to Q.
+        per_level: candidates of each level, its best.
+
+    Returns:
+        (M, Q) bool.
+    """
+    candidates, first = [], 0
+    for level in torch.split(quality, list(level_sizes), 1):
+        candidates.append(first + level.topk(min(per_level, level.shape[1]), 1).indices)
+        first += level.shape[1]
+    candidates_MK = torch.cat(candidates, 1)
+    of_candidates = quality.gather(1, candidates_MK)
+    mean = of_candidates.mean(1, keepdim=True)
+    # Not `std`, which warns where there is no object.
+    variance = (of_candidates - mean).square().sum(1, keepdim=True) / (of_candidates.shape[1] - 1)
+    reaches = of_candidates >= mean + variance.sqrt()
+    return torch.zeros_like(quality, dtype=torch.bool).scatter_(1, candidates_MK, reaches)
