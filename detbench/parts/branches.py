@@ -19,13 +19,13 @@ class MaxFilter:
         levels: pyramid levels to either side that a location is held against (the paper's tau is twice that).
         window: side of the square of cells it is held against; odd.
         logit_eps: the fused probability q enters matching, loss and test as the logit
-            log(max(q, eps) / max(1 - q, eps)), without a gradient where eps takes hold (DATE); None for the
-            exact logit (DeFCN, which keeps q itself).
+            log(max(q, eps) / max(1 - q, eps)), without a gradient where eps takes hold (DATE: 1e-5); None for
+            the exact logit (DeFCN, which keeps q itself).
     """
 
     levels: Count = 1
     window: Count = 3
-    logit_eps: Positive | None = 1e-5
+    logit_eps: Positive | None = None
 
     def __post_init__(self) -> None:
         if self.window % 2 == 0:
