@@ -33,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Draw, check and inspect data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Draw, check and convert data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
@@ -44,6 +44,14 @@ class Scale(StrEnum):
     cpu = "cpu"
     gpu = "gpu"
     paper = "paper"
+
+
+class DataFormat(StrEnum):
+    """The formats data can be converted between."""
+
+    coco = "coco"
+    voc = "voc"
+    odgt = "odgt"
 
 
 class Format(StrEnum):
@@ -71,7 +79,7 @@ OptionalPatterns = Annotated[
 ScaleOption = Annotated[Scale, typer.Option(help="smoke, cpu (the default), gpu or paper.")]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", help="A folder of your own COCO-format data, instead of the scale's own."),
+    typer.Option("--data", help="A folder of your own data, in COCO's or CrowdHuman's format."),
 ]
 StoreOption = Annotated[
     Path, typer.Option("--runs", envvar="DETBENCH_RUNS", help="The folder that runs are kept in.")
@@ -326,7 +334,7 @@ def make(
     val: Annotated[int, typer.Option(min=1, help="Validation images.")] = 2000,
     seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 0,
 ) -> None:
-    """Draw a data set and write it in COCO form."""
+    """Draw a data set and write it in COCO's form, and the crowd in CrowdHuman's as well."""
     from detbench.data.drawn import write
     from detbench.parts.data import Drawn
     from detbench.parts.part import read_part
@@ -338,13 +346,37 @@ def make(
 
 @data_app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="A folder of COCO-format data.")], as_json: JsonOption = False
+    folder: Annotated[Path, typer.Argument(help="A folder of data in COCO's or CrowdHuman's format.")],
+    as_json: JsonOption = False,
 ) -> None:
     """List everything that is wrong or odd about a data set; exit 2 if it can't be used."""
     from detbench import listing
     from detbench.data.check import check as examine
 
     listing.show_check(examine(folder), folder, as_json=as_json)
+
+
+@data_app.command("convert")
+def convert_data(
+    folder: Annotated[
+        Path, typer.Argument(help="A data set in COCO's, Pascal VOC's or CrowdHuman's format.")
+    ],
+    target: Annotated[Path, typer.Argument(help="A folder that doesn't exist yet.")],
+    to: Annotated[DataFormat, typer.Option(help="The format to write; odgt is CrowdHuman's.")],
+    link: Annotated[bool, typer.Option("--link", help="Hard links to the images instead of copies.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a data set in another format, and list what that format can't say."""
+    from detbench.data.convert import convert
+    from detbench.parts.part import plain
+
+    done = convert(folder, target, to=to.value, link=link)
+    if as_json:
+        _print_json(plain(done))
+    else:
+        for note in done.notes:
+            print(note)
+    _say(f"{sum(done.images.values())} images with {sum(done.boxes.values())} boxes written to {target}")
 
 
 def _parse(

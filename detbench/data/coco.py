@@ -170,10 +170,10 @@ def _keyed(
     good: dict[Any, dict[str, Any]] = {}
     for i, record in enumerate(records):
         fault = problem_of(record)
-        if fault is None and _as_id(record["id"]) in good:
+        if fault is None and as_id(record["id"]) in good:
             fault = "another record has the same id"
         if fault is None:
-            good[_as_id(record["id"])] = record
+            good[as_id(record["id"])] = record
         else:
             problems.append(Problem(_place(what, i, record), fault))
     ids = sorted(good, key=lambda key: (isinstance(key, str), key))
@@ -209,7 +209,7 @@ def _missing(record: Any, keys: Sequence[str]) -> str | None:
     absent = [key for key in keys if record.get(key) is None]
     if absent:
         return f"has no {' and no '.join(absent)}"
-    if _as_id(record["id"]) is None:
+    if as_id(record["id"]) is None:
         return f"id is {shown(record['id'])}, expected a number or text"
     return None
 
@@ -230,10 +230,10 @@ def _annotation_columns(
     good, seen = [], set()
     for i, record in enumerate(records):
         fault = _annotation_problem(record, image_index, category_index)
-        if fault is None and _as_id(record[0]) in seen:
+        if fault is None and as_id(record[0]) in seen:
             fault = "another annotation has the same id"
         if fault is None:
-            seen.add(_as_id(record[0]))
+            seen.add(as_id(record[0]))
             good.append(record)
         else:
             problems.append(Problem(_place("annotations", i, record), fault))
@@ -297,11 +297,11 @@ def _annotation_problem(
     for name, value in (("id", key), ("image_id", image_id), ("category_id", category_id)):
         if value is None:
             return f"has no {name}"
-        if _as_id(value) is None:
+        if as_id(value) is None:
             return f"{name} is {shown(value)}, expected a number or text"
-    if _as_id(image_id) not in image_index:
+    if as_id(image_id) not in image_index:
         return f"image_id {shown(image_id)} is no image of this file"
-    if _as_id(category_id) not in category_index:
+    if as_id(category_id) not in category_index:
         return f"category_id {shown(category_id)} is no category of this file"
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         return f"bbox is {shown(box)}, expected four finite numbers"
@@ -312,7 +312,7 @@ def _annotation_problem(
     return None
 
 
-def _as_id(value: Any) -> int | str | None:
+def as_id(value: Any) -> int | str | None:
     """An id as it is compared: text of digits and whole floats are numbers; None if it can't be an id."""
     if type(value) is str and value.isascii() and value.isdigit() and len(value) < 19:
         return int(value)
@@ -327,7 +327,7 @@ def _as_ids(values: Sequence[Any]) -> Sequence[Any]:
     # Nearly every file has plain numbers; the largest and smallest of them say whether all fit.
     if _all_of(values, int) and (not values or max(max(values), -min(values)) < 2**63):
         return values
-    return [_as_id(value) for value in values]
+    return [as_id(value) for value in values]
 
 
 def _looked_up(values: Sequence[Any], index: Mapping[Hashable, int]) -> NDArray[np.int64]:

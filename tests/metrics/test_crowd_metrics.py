@@ -221,3 +221,34 @@ def test_without_detections_everything_is_missed():
 def test_without_people_there_is_nothing_to_measure():
     truth, table, sizes = scene([(0, 1, 0, 0, 20, 40)], [(0, 0.9, 100, 0, 20, 40)])
     assert set(crowd.evaluate(truth, table, sizes).summary.values()) == {-1}
+
+
+def test_what_nms_leaves_over_is_what_torchvision_leaves_over():
+    import torch
+    from torchvision.ops import batched_nms
+
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        corners, sides = rng.uniform(-20, 90, (60, 2)), rng.uniform(5, 60, (60, 2))
+        group = rng.integers(0, 4, 60)
+        left = crowd.survives_nms(
+            np.concatenate([corners, sides], axis=1), group, np.full((60, 2), 100), iou_threshold=0.5
+        )
+        # The metric clips low corners to the last pixel; falling scores say which of two comes first.
+        low, high = corners.clip(0, 99), (corners + sides).clip(0, 100)
+        theirs = batched_nms(
+            torch.from_numpy(np.concatenate([low, high], axis=1)),
+            torch.arange(60.0, 0, -1).double(),
+            torch.from_numpy(group),
+            0.5,
+        )
+        assert np.flatnonzero(left).tolist() == sorted(theirs.tolist())
+        assert 0 < left.sum() < 60
+
+
+def test_a_box_suppressed_itself_suppresses_no_other():
+    chain = np.array([[0, 0, 10, 10], [3, 0, 10, 10], [6, 0, 10, 10]], float)  # neighbours have IoU 7/13
+    group, sizes = np.zeros(3, np.int64), np.full((3, 2), 50)
+    assert crowd.survives_nms(chain, group, sizes, iou_threshold=0.5).tolist() == [True, False, True]
+    assert crowd.survives_nms(chain, group, sizes, iou_threshold=0.6).all()
+    assert crowd.survives_nms(chain, np.arange(3), sizes, iou_threshold=0.1).all()
