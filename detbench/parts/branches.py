@@ -37,13 +37,10 @@ class PointPredictor:
     """OneNet's predictor: class logits and distances relu(scale * raw) * stride at each location (spec 4.2).
 
     Attributes:
-        start: the raw distances' bias at the start. 0 is the papers'; half of all distances then start at zero,
-            without a gradient, which only a long training mends.
         max_filter: 3D max filtering on the box tower; None for none.
     """
 
     kind: Literal["point"] = "point"
-    start: NonNegative = 0.0
     max_filter: MaxFilter | None = None
 
 

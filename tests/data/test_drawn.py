@@ -54,7 +54,7 @@ def test_the_drawn_pixels_have_not_changed_without_a_new_version():
         ).hexdigest()[:8]
         for preset in PRESETS
     }
-    assert (drawn.DRAWN_VERSION, found) == (1, {"shapes": "632cb6f4", "crowd": "fb3d7822"})
+    assert (drawn.DRAWN_VERSION, found) == (2, {"shapes": "44c2f6b6", "crowd": "7b7f7b47"})
 
 
 @pytest.mark.parametrize("preset", PRESETS)

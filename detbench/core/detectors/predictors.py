@@ -80,7 +80,6 @@ class PointModule(DensePredictor):
         super().__init__(
             channels, {"logits": num_classes, "distances": 4}, init_std=init_std, class_prior=class_prior
         )
-        nn.init.constant_(_bias(cast(nn.Conv2d, self.convs["distances"])), part.start)
         self.reads = {"logits": "class", "distances": "box"}
         self.part = part
         if part.max_filter is not None:
