@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -81,14 +81,7 @@ class _DataSet:
         return (box for split in SPLITS for image in self.images[split] for box in image.boxes)
 
 
-def convert(
-    folder: Path,
-    target: Path,
-    *,
-    to: Format,
-    link: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> Conversion:
+def convert(folder: Path, target: Path, *, to: Format, link: bool = False) -> Conversion:
     """Writes a data set anew in another format, with its images.
 
     The format it is in shows in its files: annotation_train.odgt, ImageSets/Main, or else COCO's. Its train and
@@ -99,7 +92,6 @@ def convert(
         target: the new folder, which must not exist.
         to: the format to write: COCO in the plain layout, VOC, or CrowdHuman's.
         link: give the same image files a second name (a hard link, which needs no room) instead of copying.
-        progress: told the images copied and their total after each.
 
     Raises:
         DataError: the data set can't be read, is in that format already, or can't be said in it.
@@ -113,11 +105,9 @@ def convert(
         notes = {"coco": _write_coco, "voc": _write_voc, "odgt": _write_odgt}[to](data, partial)
         images = partial / {"coco": "images", "voc": "JPEGImages", "odgt": "Images"}[to]
         images.mkdir(exist_ok=True)
-        every = [image for split in SPLITS for image in data.images[split]]
-        for done, image in enumerate(every, start=1):
-            _transfer(image.file, images / image.name, link=link)
-            if progress is not None:
-                progress(done, len(every))
+        for split in SPLITS:
+            for image in data.images[split]:
+                _transfer(image.file, images / image.name, link=link)
     return Conversion(
         found=found,
         images={split: len(images) for split, images in data.images.items()},
