@@ -13,7 +13,7 @@ from rich.table import Table
 
 from detbench.errors import DataError, RecipeError
 from detbench.parts.part import flatten, plain
-from detbench.recipes import Context, Recipe, Row, changes, resolve, slug
+from detbench.recipes import Context, Recipe, Row, changes, load, resolve, settings, slug
 from detbench.results import read_request, read_result
 from detbench.runs import Cell, estimate, progress
 from detbench.store import Store, state_of
@@ -88,8 +88,11 @@ def show_row(recipe: Recipe, row: Row, context: Context, *, whole: bool) -> None
         print(f"# can't run yet, needs: {', '.join(missing)}")
         return
     if whole:
-        for key, value in flatten(plain(resolve(recipe, row, context))).items():
+        experiment = resolve(recipe, row, context)
+        for key, value in flatten(settings(experiment)).items():
             print(f"{key} = {_toml(value)}")
+        if experiment.init is not None:
+            print(f"# starts from {experiment.init.row}, which is trained first with the same seed")
     if recipe.head.baseline:
         print(f"# changes from '{recipe.head.baseline}':")
         differing = _from_baseline(recipe, row, context)
@@ -129,7 +132,6 @@ def validate(chosen: Chosen, scales: Sequence[Any]) -> dict[str, Any]:
 
 def plan_tree(cells: Sequence[Cell], chosen: Chosen, store: Store) -> dict[str, Any]:
     """What `run` would do, cell by cell, with estimates of the missing ones."""
-    by_name = {recipe.name: recipe for recipe, _ in chosen}
     entries: list[dict[str, Any]] = []
     seen: set[tuple[str, int]] = set()
     for cell in cells:
@@ -139,10 +141,12 @@ def plan_tree(cells: Sequence[Cell], chosen: Chosen, store: Store) -> dict[str, 
         state = cell.state
         expected = None
         if state != "finished" and not trained:
-            expected = estimate(cell, by_name[cell.places[0][0]], store=store)
+            expected = estimate(cell, load(cell.places[0][0]), store=store)
         entries.append(
             {
                 "rows": [f"{name}: {label}" for name, label in cell.places],
+                "asked": cell.asked,
+                "starts_from": None if cell.experiment.init is None else cell.experiment.init.row,
                 "seed": cell.seed,
                 "digest": cell.digest,
                 "state": "test only" if state == "missing" and trained else state,
@@ -172,7 +176,12 @@ def show_plan(tree: dict[str, Any]) -> None:
     for entry in tree["cells"]:
         expected = entry["estimate"]
         minutes = "" if not entry["trains"] else "?" if expected is None else f"{expected['minutes']:.1f}"
-        table.add_row("\n".join(entry["rows"]), str(entry["seed"]), entry["state"], minutes, entry["digest"])
+        rows = list(entry["rows"])
+        if not entry["asked"]:
+            rows.append("  (others start from it)")
+        if entry["starts_from"]:
+            rows.append(f"  (starts from {entry['starts_from']})")
+        table.add_row("\n".join(rows), str(entry["seed"]), entry["state"], minutes, entry["digest"])
     _print(table)
     total, trains = tree["total"], sum(entry["trains"] for entry in tree["cells"])
     if total["minutes"] is None:
@@ -290,7 +299,9 @@ def _toml(value: Any) -> str:
 
 def _short(value: Any) -> str:
     if isinstance(value, dict):
-        return str(value.get("kind", "{...}")) if "kind" in value else "{" + ", ".join(value) + "}"
+        if "kind" in value:
+            return str(value["kind"])
+        return "{" + ", ".join(f"{key} = {_short(below)}" for key, below in value.items()) + "}"
     return "(absent)" if value is None else json.dumps(value, ensure_ascii=False)
 
 

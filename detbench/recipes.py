@@ -14,7 +14,7 @@ import fnmatch
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from pydantic import Field
 
 from detbench.errors import RecipeError
 from detbench.parts.data import source_in
-from detbench.parts.experiment import Experiment, read_experiment
+from detbench.parts.experiment import Experiment, InitFrom, read_experiment
 from detbench.parts.part import closest, part, plain, read_part
 
 Tree = dict[str, Any]
@@ -303,22 +303,67 @@ def select(patterns: Sequence[str]) -> list[tuple[Recipe, list[Row]]]:
     return list(chosen.values())
 
 
+def named_row(name: str) -> tuple[Recipe, Row]:
+    """The one row that a name stands for.
+
+    Raises:
+        RecipeError: it stands for none, or for several.
+    """
+    hits = [(recipe, row) for recipe, rows in select([name]) for row in rows]
+    if len(hits) > 1:
+        labels = ", ".join(slug(row.label) for _, row in hits)
+        raise RecipeError(f"{name}: stands for {len(hits)} rows; name one of {labels}")
+    return hits[0]
+
+
 def resolve(recipe: Recipe, row: Row, context: Context) -> Experiment:
-    """The experiment of one row at one scale.
+    """The experiment of one row at one scale; with it that of the row whose weights it starts from, if it does.
 
     Raises:
         RecipeError: with every mistake in the layers, each with the place it stands in.
     """
+    return _resolve(recipe, row, context, ())
+
+
+def _resolve(recipe: Recipe, row: Row, context: Context, before: tuple[str, ...]) -> Experiment:
+    """`resolve` for a row that the rows in `before` start from, one after the other."""
     where = f"{recipe.name}, row '{row.label}'"
     missing = recipe.needs(row)
     if missing:
         raise RecipeError(f"{where}: can't run yet, needs: {', '.join(missing)}")
     tree = layers(recipe, row, context)
     experiment = read_experiment(tree, where=where)
-    if not context.overrides:
+    if context.overrides:
+        tree = apply_overrides(plain(experiment), context.overrides, where=where)
+        where = f"{where}, with {' '.join(context.overrides)}"
+        experiment = read_experiment(tree, where=where)
+    if experiment.init is None:
         return experiment
-    tree = apply_overrides(plain(experiment), context.overrides, where=where)
-    return read_experiment(tree, where=f"{where}, with {' '.join(context.overrides)}")
+    before = (*before, f"{recipe.name}/{slug(row.label)}")
+    try:
+        source = _source_of(experiment.init, context, before)
+    except RecipeError as error:
+        raise RecipeError([f"{where}: init.row: {problem}" for problem in error.problems]) from None
+    tree = plain(experiment)
+    return read_experiment(merge(tree, {"init": {"source": plain(source)}}), where=where)
+
+
+def _source_of(init: InitFrom, context: Context, before: tuple[str, ...]) -> Experiment:
+    """The experiment whose weights another starts from.
+
+    Overrides of what a row has for itself, its branches, test and own start, aren't passed on to the source.
+    """
+    if init.source is not None:
+        raise RecipeError("give init.row alone; init.source is filled in from it")
+    recipe, row = named_row(init.row)
+    name = f"{recipe.name}/{slug(row.label)}"
+    if name in before:
+        raise RecipeError(f"a row can't start from itself: {' starts from '.join([*before, name])}")
+    if row.quoted:
+        raise RecipeError(f"{name}: is quoted from the paper, never run")
+    own = ("branches", "test", "init")
+    passed = tuple(text for text in context.overrides if re.split(r"[.=]", text.strip())[0] not in own)
+    return _resolve(recipe, row, replace(context, overrides=passed), before)
 
 
 def layers(recipe: Recipe, row: Row, context: Context) -> Tree:
@@ -419,7 +464,15 @@ def changes(under: Experiment, over: Experiment) -> dict[str, tuple[Any, Any]]:
 
     A part of another kind, or one that only one side has, is one difference with the whole part as value.
     """
-    return dict(_differences(plain(under), plain(over), ""))
+    return dict(_differences(settings(under), settings(over), ""))
+
+
+def settings(experiment: Experiment) -> Tree:
+    """An experiment as a plain tree of what its own row says: a run it starts from stands there by name only."""
+    tree: Tree = plain(experiment)
+    if tree["init"] is not None:
+        del tree["init"]["source"]
+    return tree
 
 
 def slug(label: str) -> str:
@@ -511,7 +564,7 @@ def point_row(sweep: Sweep, point: Point) -> Row:
     value = {sweep.key: point.value} if sweep.key and not point.set else {}
     return Row(
         label=point.label, use=point.use or sweep.use, set=merge(sweep.set, point.set),
-        scale={scale: value for scale in SCALES} if value else {},
+        scale=dict.fromkeys(SCALES, value) if value else {},
         reported=point.reported, needs=point.needs, note=point.note, source=point.source,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from typing import Any
 from detbench.errors import RecipeError
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import plain
-from detbench.recipes import Context, Recipe, Row, base_of, resolve
+from detbench.recipes import Context, Recipe, Row, base_of, named_row, resolve
 from detbench.results import REQUEST, read_curve, read_request
 from detbench.store import ERROR, LOG, State, Store, forget, forget_failure, state_of, write_json
 
@@ -34,6 +34,7 @@ class Cell:
         digest: of the experiment with its data.
         training_digest: of the training alone; cells that share it (and the seed) train once.
         folder: where it lives.
+        asked: False for a run that only others start from.
     """
 
     places: tuple[tuple[str, str], ...]
@@ -44,6 +45,13 @@ class Cell:
     digest: str
     training_digest: str
     folder: Path
+    asked: bool = True
+
+    @property
+    def starts_from(self) -> str | None:
+        """The training digest of the run whose weights it starts from, if it starts from one; of its own seed."""
+        init = self.experiment.init
+        return None if init is None else init.experiment.training_digest(self.fingerprint)
 
     @property
     def label(self) -> str:
@@ -90,7 +98,8 @@ def plan(
 ) -> list[Cell]:
     """The distinct runs that rows and seeds ask for, seed by seed so that a first table is there early.
 
-    Quoted rows and rows that need parts which don't exist are passed over; something has to be left.
+    A run that others start from stands before them, asked for or not. Quoted rows and rows that need parts which
+    don't exist are passed over; something has to be left.
 
     Raises:
         RecipeError: every mistake of every row at once.
@@ -110,16 +119,28 @@ def plan(
         raise RecipeError(f"{names}: none of the chosen rows can run; {why}")
     cells: dict[tuple[str, int], Cell] = {}
     for seed in seeds:
-        for recipe, row, experiment in resolved:
-            data = fingerprint(experiment.data.source, store.cache)
-            digest = experiment.digest(data)
-            before = cells.get((digest, seed))
-            places = (*(before.places if before else ()), (recipe.name, row.label))
-            cells[digest, seed] = Cell(
-                places, experiment, seed, context, data, digest, experiment.training_digest(data),
-                store.folder(digest, seed),
-            )  # fmt: skip
+        for recipe, row, asked_for in resolved:
+            sources = _sources(asked_for)
+            for place, experiment in [*sources, ((recipe.name, row.label), asked_for)]:
+                data = fingerprint(experiment.data.source, store.cache)
+                digest = experiment.digest(data)
+                before = cells.get((digest, seed))
+                places = before.places if before else ()
+                cells[digest, seed] = Cell(
+                    places if place in places else (*places, place), experiment, seed, context, data, digest,
+                    experiment.training_digest(data), store.folder(digest, seed),
+                    asked=experiment is asked_for or (before is not None and before.asked),
+                )  # fmt: skip
     return list(cells.values())
+
+
+def _sources(experiment: Experiment) -> list[tuple[tuple[str, str], Experiment]]:
+    """The experiments that one starts from, with their recipes and rows; what others start from comes first."""
+    if experiment.init is None:
+        return []
+    recipe, row = named_row(experiment.init.row)
+    source = experiment.init.experiment
+    return [*_sources(source), ((recipe.name, row.label), source)]
 
 
 def _resolve_all(recipe: Recipe, rows: Sequence[Row], context: Context) -> list[tuple[Row, Experiment]]:
@@ -195,8 +216,9 @@ def execute(
     """Does what is missing, several runs side by side, each in a process of its own.
 
     A run whose training another cell has done, or is doing, waits for those weights and only tests them; one that
-    another process holds is waited for.
-    Finished runs are not run again unless `force`. One run's failure doesn't stop the others.
+    another process holds is waited for. A run that starts from another's weights waits for that one to finish.
+    Finished runs are not run again unless `force`, which leaves those alone that others merely start from. One
+    run's failure stops no others but those that start from it.
 
     Args:
         jobs: runs side by side.
@@ -209,7 +231,8 @@ def execute(
     threads = threads or max(1, free_cores() // jobs)
     if force:
         for cell in cells:
-            forget(cell.folder)
+            if cell.asked:
+                forget(cell.folder)
     for cell in cells:
         request(cell)
     todo = [cell for cell in cells if cell.state != "finished"]
@@ -222,6 +245,11 @@ def execute(
                 if state == "finished":  # another process did it while we waited
                     todo.remove(cell)
                     done.append(Outcome(cell, "finished"))
+                elif _source_is_due(cell, [*todo, *running]):
+                    continue
+                elif cell.starts_from is not None and store.trained(cell.starts_from, cell.seed) is None:
+                    todo.remove(cell)
+                    done.append(Outcome(cell, "failed", _without_source(cell)))
                 elif state != "running" and len(running) < jobs and _may_start(cell, running):
                     todo.remove(cell)
                     running[cell] = _start(cell, store, threads=threads, workers=workers, device=device)
@@ -304,6 +332,19 @@ def _may_start(cell: Cell, running: dict[Cell, Any]) -> bool:
     return all((c.training_digest, c.seed) != (cell.training_digest, cell.seed) for c in running)
 
 
+def _source_is_due(cell: Cell, others: Sequence[Cell]) -> bool:
+    """Whether the run that a cell starts from is yet to finish among others."""
+    return any((other.training_digest, other.seed) == (cell.starts_from, cell.seed) for other in others)
+
+
+def _without_source(cell: Cell) -> str:
+    assert cell.experiment.init is not None
+    return (
+        f"not started: there are no weights of '{cell.experiment.init.row}', seed {cell.seed}, which it starts from; "
+        "mend what made that run fail, or run it again with --force"
+    )
+
+
 def _start(cell: Cell, store: Store, *, threads: int, workers: int, device: str) -> subprocess.Popen[bytes]:
     forget_failure(cell.folder)
     command = [
@@ -313,6 +354,8 @@ def _start(cell: Cell, store: Store, *, threads: int, workers: int, device: str)
     trained = store.trained(cell.training_digest, cell.seed)
     if trained is not None:
         command += ["--weights-from", str(trained)]
+    elif cell.starts_from is not None:
+        command += ["--init-from", str(store.trained(cell.starts_from, cell.seed))]
     environment = dict(os.environ)
     if not any(name.startswith(("OMP_", "GOMP_", "KMP_")) for name in environment):
         # Trap 4: idle OpenMP threads that spin for long starve whatever else runs on the core.

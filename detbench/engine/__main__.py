@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--weights-from", type=Path)
+    parser.add_argument("--init-from", type=Path)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0)
@@ -43,6 +44,7 @@ def main() -> int:
                 folder=folder,
                 cache=arguments.cache,
                 weights_from=arguments.weights_from,
+                init_from=arguments.init_from,
                 device=arguments.device,
                 threads=arguments.threads,
                 workers=arguments.workers,

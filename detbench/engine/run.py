@@ -40,6 +40,7 @@ def run_experiment(
     folder: Path,
     cache: Path,
     weights_from: Path | None = None,
+    init_from: Path | None = None,
     device: str = "auto",
     threads: int = 1,
     workers: int = 0,
@@ -55,6 +56,7 @@ def run_experiment(
         folder: the run's own, held by the caller.
         cache: for drawn data and annotation indices.
         weights_from: a finished run with the same training, whose weights are tested instead of training anew.
+        init_from: the finished run that training starts from, where the experiment says it starts from one.
 
     Raises:
         DataError: the data changed since it was planned with, or can't be read.
@@ -76,8 +78,9 @@ def run_experiment(
         table = detect(model, experiment, data, device=chosen, workers=workers)
         return percent(measure(table, data.val.annotations, experiment.test.metrics))
 
+    assert experiment.init is None or init_from is not None or weights_from is not None
     trainer = Trainer(
-        experiment, seed=seed, data=data, folder=folder, device=chosen, workers=workers,
+        experiment, seed=seed, data=data, folder=folder, init_from=init_from, device=chosen, workers=workers,
         checkpoint_seconds=checkpoint_seconds, evaluate=test,
     )  # fmt: skip
     if weights_from is None:

@@ -8,12 +8,13 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -27,7 +28,7 @@ from detbench.engine.optim import build_optimizer, lr_factor, set_lr, total_step
 from detbench.errors import Interrupted, NonFiniteLoss
 from detbench.parts.experiment import Experiment
 from detbench.results import CURVE
-from detbench.store import cut_curve
+from detbench.store import WEIGHTS, cut_curve
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LOG_POINTS = 400  # loss entries of a whole run: enough for a smooth curve, cheap to draw
@@ -41,6 +42,7 @@ class Trainer:
         seed: of weights, order and augmentation.
         data: the opened data.
         folder: the run's folder; checkpoints and the curve are written there.
+        init_from: the finished run whose weights are taken over before the first step; None for none.
         device: where to train.
         workers: processes that load images.
         checkpoint_seconds: training time between checkpoints; 0 writes one after every step.
@@ -54,6 +56,7 @@ class Trainer:
         seed: int,
         data: OpenData,
         folder: Path,
+        init_from: Path | None,
         device: torch.device,
         workers: int,
         checkpoint_seconds: float,
@@ -66,6 +69,8 @@ class Trainer:
 
         torch.manual_seed(seed)
         model = experiment.detector.build(branches=experiment.branches, num_classes=data.num_classes)
+        if experiment.init is not None and init_from is not None:
+            take_over(model, load_file(init_from / WEIGHTS), experiment.init.modules)
         self.model = model.to(device).to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(experiment.optim, self.model)
         self.average = _moving_average(self.model, training.ema)
@@ -226,6 +231,20 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=_DTYPES[precision])
+
+
+def take_over(model: nn.Module, weights: Mapping[str, Tensor], modules: Sequence[str]) -> None:
+    """Puts the weights of whole modules in the place of a model's own; its other weights stay.
+
+    Args:
+        model: of the same layout in these modules, which `parts.experiment` has seen to.
+        weights: another model's, by the same names.
+        modules: first words of parameter names.
+    """
+    taken = {name: weight for name, weight in weights.items() if name.split(".")[0] in modules}
+    left = model.load_state_dict(taken, strict=False)
+    assert not left.unexpected_keys
+    assert not any(name.split(".")[0] in modules for name in left.missing_keys)
 
 
 def evaluation_steps(total: int, evaluations: int) -> set[int]:

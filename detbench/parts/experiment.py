@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from detbench.errors import RecipeError
 from detbench.parts.branches import Branch
 from detbench.parts.data import Data
 from detbench.parts.detectors import Detector
-from detbench.parts.part import OneOf, closest, digest_of, part, plain, read_part
+from detbench.parts.part import OneOf, closest, digest_of, flatten, part, plain, read_part
 from detbench.parts.test import Test
 from detbench.parts.training import AdamW, Schedule, Sgd, Training
+
+Module = Literal["backbone", "neck", "towers"]
+
+
+@part
+class InitFrom:
+    """Training starts from weights of another row's finished run instead of random ones (DATE, appendix A.2).
+
+    The other run has the same seed, scale and data, and is trained first where it is missing.
+
+    Attributes:
+        row: the other row, as the command line names it ("date/table1/fcos-36-ep").
+        modules: what is taken over; all else starts as it would without.
+        source: the other row's experiment, which `recipes.resolve` fills in.
+    """
+
+    row: str
+    modules: tuple[Module, ...] = ("backbone", "neck", "towers")
+    source: Experiment | None = None
+
+    @property
+    def experiment(self) -> Experiment:
+        """The other row's experiment."""
+        assert self.source is not None, "only a resolved experiment is run or named"
+        return self.source
 
 
 @part
@@ -25,6 +50,7 @@ class Experiment:
         optim: the optimiser.
         schedule: length and learning rate.
         training: batch, precision, averaging.
+        init: the run whose weights training starts from; None for the backbone's own weights, all else random.
         test: what is measured on the trained model. No part of the training's identity.
     """
 
@@ -34,17 +60,22 @@ class Experiment:
     optim: OneOf[AdamW | Sgd] = AdamW()
     schedule: Schedule
     training: Training = Training()
+    init: InitFrom | None = None
     test: Test
 
     def identity(self, fingerprint: str) -> dict[str, Any]:
         """The plain tree that is hashed: the experiment with its data's fingerprint in place of the data's path.
 
-        The batch size at test and the evaluation backend give the same numbers and stand outside.
+        A run that it starts from counts with its training digest, whatever row names it. The batch size at test
+        and the evaluation backend give the same numbers and stand outside.
         """
         tree: dict[str, Any] = plain(self)
         tree["data"]["source"] = fingerprint
         del tree["test"]["batch"]
         tree["test"]["metrics"].pop("backend", None)
+        if self.init is not None:
+            source = self.init.experiment.training_digest(fingerprint)
+            tree["init"] = {"modules": sorted(set(self.init.modules)), "source": source}
         return tree
 
     def digest(self, fingerprint: str) -> str:
@@ -115,9 +146,38 @@ def _across_parts(experiment: Experiment) -> list[str]:
             needs_centerness = loss.kind == "centerness" or loss.divide_by == "centerness"
             if needs_centerness and branch.predictor.kind != "fcos":
                 problems.append(f"{where}: centre-ness needs the fcos predictor, found '{kinds[0]}'")
+    if experiment.init is not None and experiment.init.source is not None:
+        problems += _across_runs(experiment, experiment.init.source, experiment.init)
     channels, groups = experiment.detector.neck.channels, experiment.detector.subnets.groups
     if channels % groups:
         problems.append(
             f"detector.subnets.groups: {groups} doesn't divide detector.neck.channels = {channels}"
         )
+    return problems
+
+
+# What decides the shapes and the meaning of a module's weights, below `detector`.
+_LAYOUT: dict[Module, tuple[str, ...]] = {
+    "backbone": ("backbone",),
+    "neck": ("backbone", "neck"),
+    "towers": ("neck.channels", "subnets.num_convs", "subnets.groups", "subnets.shared"),
+}
+_WITHOUT_SHAPE = ("backbone.weights", "backbone.frozen_stages")
+
+
+def _across_runs(experiment: Experiment, source: Experiment, init: InitFrom) -> list[str]:
+    """Why an experiment can't start from the weights of another."""
+    problems = []
+    if source.data.source != experiment.data.source:
+        problems.append(f"init.row: '{init.row}' is trained on other data than this row (data.source)")
+    if "towers" in init.modules and not experiment.detector.subnets.shared:
+        problems.append("init.modules: towers can only be taken over where all branches share them")
+    ours, theirs = flatten(plain(experiment.detector)), flatten(plain(source.detector))
+    for key in [*ours, *(key for key in theirs if key not in ours)]:
+        of = [m for m in init.modules if any(f"{key}.".startswith(f"{head}.") for head in _LAYOUT[m])]
+        if of and key not in _WITHOUT_SHAPE and ours.get(key) != theirs.get(key):
+            problems.append(
+                f"init.modules: the {' and '.join(of)} of '{init.row}' don't fit: there detector.{key} is "
+                f"{theirs.get(key)}, here {ours.get(key)}"
+            )
     return problems
