@@ -1,0 +1,229 @@
+"""The command line as a user meets it: exit codes, messages, JSON, and that it starts without torch."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def detbench(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "detbench", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """A store with the quickstart at smoke scale, two seeds."""
+    runs = tmp_path_factory.mktemp("store") / "runs"
+    outcome = detbench(
+        "run", "quickstart", "--scale", "smoke", "--seeds", "2", "--jobs", "2", "--runs", str(runs)
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert "DATE-F" in outcome.stdout
+    assert "6 runs, 0 finished before" in outcome.stderr
+    return runs
+
+
+def test_help_is_quick_and_lists_every_command():
+    started = time.perf_counter()
+    outcome = detbench("--help")
+    assert time.perf_counter() - started < 2, "a loaded machine is slow, but not that slow"
+    assert outcome.returncode == 0
+    for command in ("ls", "show", "validate", "plan", "run", "ablate", "report", "runs", "doctor", "data"):
+        assert command in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["ls"],
+        ["show", "quickstart/fcos"],
+        ["validate", "quickstart"],
+        ["plan", "quickstart"],
+        ["runs"],
+        ["report"],
+    ],
+    ids=lambda a: " ".join(a),
+)
+def test_what_only_reads_needs_no_torch(arguments, tmp_path):
+    code = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'torchvision'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        f"sys.argv = ['detbench', *{arguments!r}]\n"
+        "from detbench.cli import main\n"
+        "main()\n"
+    )
+    outcome = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert outcome.returncode == 0, outcome.stderr
+
+
+def test_the_launcher_in_a_clone_is_the_same_command_line():
+    outcome = subprocess.run(
+        [sys.executable, "cli.py", "--version"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert outcome.stdout.startswith("detbench ")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["run", "date/tabel5"], ["date/tabel5", "did you mean 'date/table5'?"]),
+        (
+            ["run", "quickstart", "optim.lrr=1"],
+            ["quickstart: optim.lrr: no such key; did you mean 'optim.lr'?"],
+        ),
+        (["plan", "quickstart", "optim.lr=fast"], ["optim.lr: input should be a valid number", '"fast"']),
+        (["plan", "quickstart", "a=1", "b=2"], ["a: no such key", "b: no such key"]),
+        (
+            ["plan", "quickstart", "training.accumulate=3"],
+            ["training.accumulate: 3 doesn't divide the batch of 4"],
+        ),
+        (["plan", "quickstart", "--data", "no/such/folder"], ["no/such/folder: no such folder"]),
+        (["show", "quickstart/fcso"], ["no row of quickstart is called 'fcso'", "FCOS"]),
+        (["ablate", "--param", "alpha"], ["--recipe align-detr/table5", "--recipe match-free/table3"]),
+        (["ablate", "--param", "lambda_o2n"], ["did you mean 'lambda_o2", "--recipe"]),
+        (["ablate", "--param", "tau"], ["none of the chosen rows can run", "Align loss"]),
+        (["ablate"], ["give --param NAME"]),
+        (["run", "optim.lr=1"], ["name at least one recipe"]),
+        (["report", "quickstart/nope"], ["no row of quickstart is called 'nope'"]),
+        (["data", "check", "no/such/folder"], ["no/such/folder"]),
+    ],
+    ids=lambda a: " ".join(a) if a and "/" in a[0] else None,
+)
+def test_a_mistake_gets_one_message_and_exit_code_2(arguments, words, tmp_path):
+    outcome = detbench(*arguments, cwd=tmp_path)
+    assert outcome.returncode == 2
+    assert "Traceback" not in outcome.stderr
+    for word in words:
+        assert word in outcome.stderr
+
+
+def test_errors_are_json_too():
+    outcome = detbench("plan", "quickstart", "optim.lrr=1", "--json")
+    assert outcome.returncode == 2
+    assert json.loads(outcome.stdout)["error"]["kind"] == "RecipeError"
+
+
+def test_a_budget_that_is_too_small_is_refused_with_5(tmp_path):
+    outcome = detbench("run", "date/table1", "--budget", "0.5", "--runs", str(tmp_path / "runs"))
+    assert outcome.returncode == 5
+    assert "over the budget of 0.5; nothing started" in outcome.stderr
+    assert not list(tmp_path.glob("runs/*/*/result.json"))
+
+
+def test_every_listing_has_json():
+    listed = json.loads(detbench("ls", "--json").stdout)
+    assert {"date/table5", "align-detr/table5"} <= {recipe["name"] for recipe in listed}
+    (waiting,) = [row for row in listed[0]["rows"][:1]]
+    assert waiting["state"] in {"runs", "quoted", "needs parts"}
+    shown = json.loads(detbench("show", "date/table5/baseline-onenet-poto", "--json").stdout)
+    assert shown[0]["changes"]["branches.o2o.assigner"][1]["kind"] == "poto"
+    planned = json.loads(detbench("plan", "date/table6", "--json").stdout)
+    assert [cell["trains"] for cell in planned["cells"]] == [True, False, True, False]
+    assert json.loads(detbench("validate", "quickstart", "--json").stdout)["runnable"] == 3
+
+
+def test_shown_settings_are_valid_overrides(tmp_path):
+    lines = [
+        line
+        for line in detbench("show", "quickstart/date-f").stdout.splitlines()
+        if " = " in line and line[0] != "#"
+    ]
+    overrides = [f"{key}={value}" for key, _, value in (line.partition(" = ") for line in lines)]
+    scalars = [o for o in overrides if not o.split("=")[0].endswith("kind")]
+    again = detbench("plan", "quickstart/date-f", *scalars, "--runs", str(tmp_path), "--json")
+    plain = detbench("plan", "quickstart/date-f", "--runs", str(tmp_path), "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["cells"][0]["digest"] == json.loads(plain.stdout)["cells"][0]["digest"]
+
+
+def test_a_second_run_trains_nothing_and_prints_the_same_table(done):
+    again = detbench("run", "quickstart", "--scale", "smoke", "--seeds", "2", "--runs", str(done))
+    assert again.returncode == 0
+    assert "6 runs, 6 finished before" in again.stderr
+    reported = detbench("report", "quickstart", "--runs", str(done))
+    assert reported.stdout == again.stdout
+
+
+def test_report_writes_page_tables_and_plots(done, tmp_path):
+    outcome = detbench("report", "--runs", str(done), "-o", str(tmp_path / "site"))
+    assert outcome.returncode == 0, outcome.stderr
+    page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert "OneNet" in page
+    assert "<svg" in page
+    assert list((tmp_path / "site" / "tables").iterdir())
+
+
+@pytest.mark.parametrize("form", ["terminal", "markdown", "csv", "json", "latex"])
+def test_report_prints_every_form(done, form):
+    outcome = detbench("report", "quickstart", "--runs", str(done), "--format", form)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "DATE-F" in outcome.stdout
+
+
+def test_runs_lists_what_there_is(done):
+    listed = json.loads(detbench("runs", "--runs", str(done), "--json").stdout)
+    assert len(listed) == 6
+    assert {entry["state"] for entry in listed} == {"finished"}
+
+
+def test_an_ablation_is_a_recipe_that_can_be_reported_again(tmp_path):
+    runs = str(tmp_path / "runs")
+    arguments = ["--param", "lambda_o2m", "--values", "1,3", "--scale", "smoke", "--runs", runs]
+    outcome = detbench("ablate", *arguments)
+    assert outcome.returncode == 0, outcome.stderr
+    (recipe,) = (tmp_path / "runs" / "ablations").glob("*.toml")
+    again = detbench("report", str(recipe), "--runs", runs)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == outcome.stdout
+    assert "lambda_o2m=3" in again.stdout
+    assert "37.3" in again.stdout, "the paper's number stands beside the value it has"
+
+
+def test_ablating_a_key_path_changes_that_key_whatever_the_scale_says(tmp_path):
+    outcome = detbench(
+        "ablate", "--param", "optim.lr", "--recipe", "quickstart", "--row", "FCOS", "--values", "1e-3,1e-4",
+        "--dry-run", "--json", "--runs", str(tmp_path),
+    )  # fmt: skip
+    cells = json.loads(outcome.stdout)["cells"]
+    assert len(cells) == 2
+    assert cells[0]["digest"] != cells[1]["digest"]
+
+
+def test_a_grid_has_every_combination(tmp_path):
+    outcome = detbench(
+        "ablate", "--param", "lambda_o2m", "--param", "lambda_o2o", "--values", "1,2", "--values", "1,2,4",
+        "--dry-run", "--json", "--runs", str(tmp_path),
+    )  # fmt: skip
+    cells = json.loads(outcome.stdout)["cells"]
+    assert len({cell["digest"] for cell in cells}) == 6
+
+
+def test_data_make_writes_what_data_check_accepts(tmp_path):
+    folder = tmp_path / "shapes"
+    made = detbench("data", "make", str(folder), "--size", "64", "--train", "4", "--val", "3")
+    assert made.returncode == 0, made.stderr
+    checked = detbench("data", "check", str(folder))
+    assert checked.returncode == 0, checked.stderr
+    (folder / "images" / "val_000001.png").unlink()
+    broken = detbench("data", "check", str(folder))
+    assert broken.returncode == 2
+    assert "val_000001.png" in broken.stdout
+    run = detbench(
+        "run", "quickstart/fcos", "--scale", "smoke", "--data", str(folder), "--runs", str(tmp_path / "r")
+    )
+    assert run.returncode == 2
+    assert "val_000001.png" in run.stderr
+    assert "Traceback" not in run.stderr
