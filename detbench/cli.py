@@ -36,6 +36,9 @@ app = typer.Typer(
 data_app = typer.Typer(help="Draw, check and convert data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+bench_app = typer.Typer(help="Count and measure without training.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
 
 class Scale(StrEnum):
     """The named overlays."""
@@ -377,6 +380,23 @@ def convert_data(
         for note in done.notes:
             print(note)
     _say(f"{sum(done.images.values())} images with {sum(done.boxes.values())} boxes written to {target}")
+
+
+@bench_app.command()
+def cost(
+    patterns: Patterns,
+    scale: Annotated[Scale, typer.Option(help="smoke, cpu, gpu or paper (the default).")] = Scale.paper,
+    as_json: JsonOption = False,
+) -> None:
+    """Count parameters and multiply-accumulates of rows, in training and at inference, beside the paper's."""
+    from detbench import benching
+
+    chosen, context = _parse(patterns, scale, None)
+    entries = benching.cost_tree(chosen, context)
+    if as_json:
+        _print_json(entries)
+    else:
+        benching.show_cost(entries)
 
 
 def _parse(

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "ablation": {"errors", "parts", "recipes"},
     "stats": {"metrics"},
     "metrics": set(),
+    "benching": {"errors", "parts", "recipes"},
     "listing": {"errors", "parts", "recipes", "results", "runs", "store"},
     "live": {"runs"},
     "report": {"errors", "parts", "recipes", "results", "store", "stats", "metrics", "runs"},
@@ -30,7 +31,7 @@ MAY_IMPORT = {
 }
 
 TORCH_FREE = [
-    "cli", "listing", "live", "ablation", "recipes", "runs", "results", "store", "stats", "report", "metrics.coco",
+    "cli", "benching", "listing", "live", "ablation", "recipes", "runs", "results", "store", "stats", "report", "metrics.coco",
     "metrics.crowd", "parts.experiment", "data.coco", "data.odgt", "data.convert", "data.check", "data.drawn",
     "data.fingerprint", "data.images",
 ]  # fmt: skip

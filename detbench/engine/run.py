@@ -10,10 +10,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from detbench.core.cost import count
 from detbench.core.detectors.dense import DenseDetector
 from detbench.data.dataset import OpenData, open_data
 from detbench.engine import machine
+from detbench.engine.cost import costs_of
 from detbench.engine.evaluate import (
     detect,
     measure,
@@ -119,21 +119,15 @@ def run_experiment(
 
 
 def _cost(experiment: Experiment, detector: DenseDetector) -> dict[str, float]:
-    """Parameters and multiply-accumulates, in training (all branches) and at inference (the tested one).
-
-    Counted at the test transform's short side by 1.6 times that (800 x 1280 in the paper), square for drawn images.
-    """
-    height = experiment.data.test.short
-    width = height if isinstance(experiment.data.source, Drawn) else height * 8 // 5
-    trained = count(detector, height=height, width=width, branches=tuple(experiment.branches))
-    tested = count(detector, height=height, width=width, branches=(experiment.test.branch,))
+    """What the result records of `costs_of`."""
+    costs = costs_of(experiment, detector)
     return {
-        "params_train_m": trained.parameters / 1e6,
-        "params_infer_m": tested.parameters / 1e6,
-        "gflops_train": trained.macs / 1e9,
-        "gflops_infer": tested.macs / 1e9,
-        "height": height,
-        "width": width,
+        "params_train_m": costs.train.parameters / 1e6,
+        "params_infer_m": costs.infer.parameters / 1e6,
+        "gflops_train": costs.train.macs / 1e9,
+        "gflops_infer": costs.infer.macs / 1e9,
+        "height": costs.height,
+        "width": costs.width,
     }
 
 

@@ -1,0 +1,135 @@
+"""What `bench` counts and prints: the cost of a recipe's rows beside the paper's numbers, without training."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from detbench.errors import RecipeError
+from detbench.parts.data import Source
+from detbench.parts.part import canonical, plain
+from detbench.recipes import Context, Recipe, Row, resolve
+
+if TYPE_CHECKING:
+    from detbench.engine.cost import Costs
+    from detbench.parts.experiment import Experiment
+
+COLUMNS = {
+    "params_train": "parameters, training",
+    "params_infer": "parameters, inference",
+    "gmacs_train": "G, training",
+    "gmacs_infer": "G, inference",
+}
+
+
+def cost_tree(chosen: Sequence[tuple[Recipe, Sequence[Row]]], context: Context) -> list[dict[str, Any]]:
+    """The cost of every row that can run: trainable parameters, and 1e9 multiply-accumulates of one image.
+
+    "reported" holds the paper's numbers under the same names, its parameters in millions; "departs" names those
+    that a count at `paper` scale doesn't confirm.
+
+    Raises:
+        RecipeError: none of the rows can run, or one can't be resolved.
+    """
+    counted: dict[str, Costs] = {}
+    entries = []
+    for recipe, rows in chosen:
+        for row in rows:
+            if row.quoted or recipe.needs(row):
+                continue
+            costs = _count(resolve(recipe, row, context), counted)
+            numbers = {
+                "params_train": costs.train.parameters,
+                "params_infer": costs.infer.parameters,
+                "gmacs_train": costs.train.macs / 1e9,
+                "gmacs_infer": costs.infer.macs / 1e9,
+            }
+            reported = _reported(row)
+            entries.append(
+                {"recipe": recipe.name, "row": row.label, "scale": context.scale}
+                | {"height": costs.height, "width": costs.width}
+                | numbers
+                | {"reported": reported, "note": row.note}
+                | {"departs": _departures(numbers, reported) if context.scale == "paper" else []}
+            )
+    if not entries:
+        raise RecipeError(
+            f"{', '.join(recipe.name for recipe, _ in chosen)}: none of the chosen rows can run"
+        )
+    return entries
+
+
+def show_cost(entries: Sequence[dict[str, Any]]) -> None:
+    """The costs as a table, the paper's numbers in brackets, and what is known about those numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("row")
+    for heading in COLUMNS.values():
+        table.add_column(heading, justify="right")
+    for entry in entries:
+        cells = []
+        for name in COLUMNS:
+            ours = f"{entry[name]:,}" if name.startswith("params") else f"{entry[name]:.2f}"
+            if name in entry["reported"]:
+                papers = entry["reported"][name]
+                ours += f" ({papers:.1f} M)" if name.startswith("params") else f" ({papers:g})"
+            cells.append(ours)
+        table.add_row(f"{entry['recipe']}: {entry['row']}", *cells)
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(table)
+    sizes = ", ".join(dict.fromkeys(f"{entry['width']} x {entry['height']}" for entry in entries))
+    print(
+        f"\nTrainable parameters; 1e9 multiply-accumulates of one image of {sizes} pixels, without postprocessing. "
+        "In brackets: the paper."
+    )
+    for entry in entries:
+        for name in entry["departs"]:
+            print(
+                f"{entry['recipe']}: {entry['row']}: {COLUMNS[name]}: the paper has {entry['reported'][name]:g}. "
+                f"{entry['note']}".rstrip()
+            )
+
+
+def _count(experiment: Experiment, counted: dict[str, Costs]) -> Costs:
+    """The costs of an experiment; those of one that is built alike are counted once."""
+    from detbench.engine.cost import costs_untrained
+
+    parts = (experiment.detector, experiment.branches, experiment.data.source, experiment.data.test)
+    key = canonical([plain(part) for part in (*parts, experiment.test.branch)])
+    if key not in counted:
+        counted[key] = costs_untrained(experiment, num_classes=_num_classes(experiment.data.source))
+    return counted[key]
+
+
+def _num_classes(source: Source) -> int:
+    """How many classes the data has that papers measure on: COCO's 80, CrowdHuman's one, the drawn presets' own."""
+    from detbench.data.drawn import class_names
+
+    match source.kind:
+        case "coco":
+            return 80
+        case "crowdhuman":
+            return 1
+        case "drawn":
+            return len(class_names(source))
+
+
+def _reported(row: Row) -> dict[str, float]:
+    """The paper's costs of a row: in millions of parameters and 1e9 multiply-accumulates."""
+    named = {
+        "params_m": f"params_{row.cost}",
+        "params_train_m": "params_train",
+        "params_infer_m": "params_infer",
+        "gflops": f"gmacs_{row.cost}",
+        "gflops_train": "gmacs_train",
+        "gflops_infer": "gmacs_infer",
+    }
+    return {named[metric]: number for metric, number in row.reported.items() if metric in named}
+
+
+def _departures(numbers: Mapping[str, float], reported: Mapping[str, float]) -> list[str]:
+    """The paper's numbers that are off by more than 1 %, which no rounding or counting convention explains."""
+    counted = {name: n / 1e6 if name.startswith("params") else n for name, n in numbers.items()}
+    return [name for name, number in reported.items() if abs(counted[name] / number - 1) > 0.01]
