@@ -46,7 +46,8 @@ class Entry:
 
     def values(self, metric: str) -> dict[int, float]:
         """Seed to the number measured for a column; runs in which it could not be measured are left out."""
-        found = {result.seed: _value(result, metric, self.row.cost) for result in self.results}
+        runs = zip(self.results, self.curves, strict=True)
+        found = {result.seed: _value(result, curve, metric, self.row.cost) for result, curve in runs}
         return {seed: value for seed, value in found.items() if value is not None}
 
 
@@ -111,9 +112,21 @@ def hardware(result: Result) -> str:
     return f"{machine['cpu']}, {threads} thread{'s' if threads != 1 else ''}"
 
 
-def _value(result: Result, metric: str, cost: str) -> float | None:
+def _value(result: Result, curve: Curve, metric: str, cost: str) -> float | None:
     if metric in _OF_THE_ROW:
         return result.cost[_OF_THE_ROW[metric].format(cost)]
     if metric in _OF_THE_MODEL:
         return result.cost[metric]
+    if metric.startswith("loss_"):
+        return _last_loss(curve, metric)
     return result.metrics.get(metric)
+
+
+def _last_loss(curve: Curve, metric: str) -> float | None:
+    """A training loss at the end, "loss_cls_o2o" for loss `cls` of branch `o2o`: its mean over the last tenth."""
+    loss, _, branch = metric.removeprefix("loss_").rpartition("_")
+    logged = [
+        (s["step"], s["losses"][f"{branch}.{loss}"]) for s in curve.steps if f"{branch}.{loss}" in s["losses"]
+    ]
+    last = [value for step, value in logged if step > 0.9 * logged[-1][0]]
+    return sum(last) / len(last) if last else None
