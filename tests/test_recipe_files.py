@@ -30,7 +30,12 @@ MISSING = {
     "LVIS data and metrics", "PMC", "PSL", "QFL", "Semi-DETR", "Sized L1", "Swin-L", "VFL",
     "matching benchmark", "memory fusion", "mixed matching", "partly labelled COCO", "unlabelled COCO images",
 }  # fmt: skip
-PARTS = {"3D max filtering", "CrowdHuman data and metrics", "DeFCN auxiliary loss", "weights from another run"}
+PARTS = {
+    "3D max filtering",
+    "CrowdHuman data and metrics",
+    "DeFCN auxiliary loss",
+    "weights from another run",
+}
 
 # Rows that differ in nothing that is trained or tested: the same model, its cost counted in two phases.
 SAME_EXPERIMENT = {"date/table8": [("DATE-F (Ours), infer", "DATE-F (Ours), train")]}
