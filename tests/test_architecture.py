@@ -32,8 +32,8 @@ MAY_IMPORT = {
 
 TORCH_FREE = [
     "cli", "benching", "listing", "live", "ablation", "recipes", "runs", "results", "store", "stats", "report",
-    "metrics.coco", "metrics.crowd", "parts.experiment", "data.coco", "data.odgt", "data.convert", "data.check", "data.drawn",
-    "data.fingerprint", "data.images",
+    "metrics.coco", "metrics.crowd", "parts.experiment", "data.coco", "data.odgt", "data.convert", "data.check",
+    "data.drawn", "data.fingerprint", "data.images",
 ]  # fmt: skip
 
 
