@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from detbench.errors import RecipeError
+from detbench.parts.data import Source
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import plain
 from detbench.recipes import Context, Recipe, Row, base_of, named_row, resolve
@@ -118,11 +119,15 @@ def plan(
         why = f"they need parts that don't exist yet: {', '.join(needs)}" if needs else "they are quoted"
         raise RecipeError(f"{names}: none of the chosen rows can run; {why}")
     cells: dict[tuple[str, int], Cell] = {}
+    fingerprints: dict[Source, str] = {}  # of real data each one looks at every image file
     for seed in seeds:
         for recipe, row, asked_for in resolved:
             sources = _sources(asked_for)
             for place, experiment in [*sources, ((recipe.name, row.label), asked_for)]:
-                data = fingerprint(experiment.data.source, store.cache)
+                source = experiment.data.source
+                if source not in fingerprints:
+                    fingerprints[source] = fingerprint(source, store.cache)
+                data = fingerprints[source]
                 digest = experiment.digest(data)
                 before = cells.get((digest, seed))
                 places = before.places if before else ()
