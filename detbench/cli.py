@@ -21,7 +21,7 @@ from detbench.errors import BatchFailed, BudgetRefused, DetbenchError, Interrupt
 
 if TYPE_CHECKING:
     from detbench.recipes import Context, Recipe, Row
-    from detbench.runs import Outcome
+    from detbench.workers import Outcome
     from detbench.store import Store
 
 P = ParamSpec("P")
@@ -421,8 +421,8 @@ def _run(
     from detbench import listing
     from detbench.live import watching
     from detbench.report import collect, render
-    from detbench.runs import execute
     from detbench.runs import plan as make_plan
+    from detbench.workers import execute
 
     cells = make_plan(chosen, context, seeds=range(seeds), store=store)
     for recipe, rows in chosen:

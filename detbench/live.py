@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from detbench.runs import Cell, Outcome, Progress, progress
+from detbench.runs import Cell, Progress, progress
+from detbench.workers import Outcome, Watch
 
-Watch = Callable[[Sequence[Cell], Sequence[Outcome]], None]
 _REFRESH_SECONDS = 1.0  # reading curves is cheap, not free
 
 

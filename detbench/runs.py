@@ -1,14 +1,8 @@
-"""Runs: rows times seeds. What is there, what is missing, and how the missing ones get done."""
+"""Runs: rows times seeds. What is there, what is missing, how far it is and what it will take."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +13,7 @@ from detbench.parts.experiment import Experiment
 from detbench.parts.part import plain
 from detbench.recipes import Context, Recipe, Row, base_of, named_row, resolve
 from detbench.results import REQUEST, read_curve, read_request
-from detbench.store import ERROR, LOG, State, Store, forget, forget_failure, state_of, write_json
+from detbench.store import State, Store, state_of, write_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +77,6 @@ class Progress:
     def seconds_left(self) -> float | None:
         """Training time still to come at the pace so far; None before the first step."""
         return self.seconds / self.step * (self.of - self.step) if self.step else None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one cell ended: "finished", "failed" with a message, or "interrupted"."""
-
-    cell: Cell
-    state: str
-    message: str = ""
 
 
 def plan(
@@ -170,16 +155,21 @@ def _resolve_all(recipe: Recipe, rows: Sequence[Row], context: Context) -> list[
 
 
 def request(cell: Cell) -> None:
-    """Writes down what is asked of a cell's folder, and adds the rows that ask for it to those that did before."""
+    """Writes down what is asked of a cell's folder, and adds the rows that ask for it to those that did before.
+
+    Of a finished run nothing but the rows changes: the rest is what it was made with.
+    """
     context = cell.context
     asked = [list(place) for place in cell.places]
-    if (cell.folder / REQUEST).is_file():
-        before = read_request(cell.folder)["places"]
-        if all(place in before for place in asked):
+    path = cell.folder / REQUEST
+    if path.is_file():
+        before = read_request(cell.folder)
+        asked = before["places"] + [place for place in asked if place not in before["places"]]
+        if cell.state == "finished":
+            write_json(path, before | {"places": asked})
             return
-        asked = before + [place for place in asked if place not in before]
     write_json(
-        cell.folder / REQUEST,
+        path,
         {
             "digest": cell.digest,
             "training_digest": cell.training_digest,
@@ -207,86 +197,6 @@ def progress(folder: Path) -> Progress | None:
     return Progress(last["step"], last["of"], last["epoch"], last["seconds"], loss, score)
 
 
-def execute(
-    cells: Sequence[Cell],
-    *,
-    store: Store,
-    jobs: int = 1,
-    threads: int | None = None,
-    workers: int = 0,
-    device: str = "auto",
-    force: bool = False,
-    watch: Callable[[Sequence[Cell], Sequence[Outcome]], None] = lambda running, done: None,
-) -> list[Outcome]:
-    """Does what is missing, several runs side by side, each in a process of its own.
-
-    A run whose training another cell has done, or is doing, waits for those weights and only tests them; one that
-    another process holds is waited for. A run that starts from another's weights waits for that one to finish.
-    Finished runs are not run again unless `force`, which leaves those alone that others merely start from. One
-    run's failure stops no others but those that start from it.
-
-    Args:
-        jobs: runs side by side.
-        threads: torch threads of each run; by default the free cores divided by the jobs.
-        watch: called a few times a second with the running cells and the outcomes so far.
-
-    Raises:
-        KeyboardInterrupt: after the workers have saved their state.
-    """
-    threads = threads or max(1, free_cores() // jobs)
-    if force:
-        for cell in cells:
-            if cell.asked:
-                forget(cell.folder)
-    for cell in cells:
-        request(cell)
-    todo = [cell for cell in cells if cell.state != "finished"]
-    done: list[Outcome] = []
-    running: dict[Cell, subprocess.Popen[bytes]] = {}
-    try:
-        while todo or running:
-            for cell in list(todo):
-                state = cell.state
-                if state == "finished":  # another process did it while we waited
-                    todo.remove(cell)
-                    done.append(Outcome(cell, "finished"))
-                elif _source_is_due(cell, [*todo, *running]):
-                    continue
-                elif cell.starts_from is not None and store.trained(cell.starts_from, cell.seed) is None:
-                    todo.remove(cell)
-                    done.append(Outcome(cell, "failed", _without_source(cell)))
-                elif state != "running" and len(running) < jobs and _may_start(cell, running):
-                    todo.remove(cell)
-                    running[cell] = _start(cell, store, threads=threads, workers=workers, device=device)
-            for cell, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[cell]
-                    done.append(_outcome(cell, process.returncode))
-            watch(list(running), done)
-            if done and done[-1].state == "interrupted" and not running:
-                raise KeyboardInterrupt
-            time.sleep(0.2)
-    except KeyboardInterrupt:
-        for process in running.values():
-            process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
-        for cell, process in running.items():
-            process.wait()
-            done.append(_outcome(cell, process.returncode))
-        watch([], done)
-        raise
-    return done
-
-
-def free_cores() -> int:
-    """Cores this process may use that aren't busy with something else, at least one.
-
-    Trap 4: two spinning torch processes on one core slow each other down by up to 60 times.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return max(1, round(allowed - load))
-
-
 @dataclass(frozen=True)
 class Estimate:
     """What a run is expected to take.
@@ -311,7 +221,8 @@ def estimate(cell: Cell, recipe: Recipe, *, store: Store) -> Estimate | None:
     if reference is None or schedule.unit != "steps":
         return None
     steps = schedule.length * schedule.times
-    ours = [result for result in store.results() if _alike(result.experiment, cell.experiment)]
+    trained = (result for result in store.results() if not result.weights_from)
+    ours = [result for result in trained if _alike(result.experiment, cell.experiment)]
     if ours:
         per_step = sum(r.seconds["train"] / r.steps for r in ours) / len(ours)
         source = f"{len(ours)} finished runs of this store"
@@ -329,61 +240,4 @@ def _alike(tree: dict[str, Any], experiment: Experiment) -> bool:
         same
         and tree["data"]["train"] == ours["data"]["train"]
         and set(tree["branches"]) == set(ours["branches"])
-    )
-
-
-def _may_start(cell: Cell, running: dict[Cell, Any]) -> bool:
-    """Not while a cell with the same training is at work: its weights will serve this one too."""
-    return all((c.training_digest, c.seed) != (cell.training_digest, cell.seed) for c in running)
-
-
-def _source_is_due(cell: Cell, others: Sequence[Cell]) -> bool:
-    """Whether the run that a cell starts from is yet to finish among others."""
-    return any((other.training_digest, other.seed) == (cell.starts_from, cell.seed) for other in others)
-
-
-def _without_source(cell: Cell) -> str:
-    assert cell.experiment.init is not None
-    return (
-        f"not started: there are no weights of '{cell.experiment.init.row}', seed {cell.seed}, which it starts from; "
-        "mend what made that run fail, or run it again with --force"
-    )
-
-
-def _start(cell: Cell, store: Store, *, threads: int, workers: int, device: str) -> subprocess.Popen[bytes]:
-    forget_failure(cell.folder)
-    command = [
-        sys.executable, "-m", "detbench.engine", str(cell.folder), "--cache", str(store.cache),
-        "--threads", str(threads), "--workers", str(workers), "--device", device,
-    ]  # fmt: skip
-    trained = store.trained(cell.training_digest, cell.seed)
-    if trained is not None:
-        command += ["--weights-from", str(trained)]
-    elif cell.starts_from is not None:
-        command += ["--init-from", str(store.trained(cell.starts_from, cell.seed))]
-    environment = dict(os.environ)
-    if not any(name.startswith(("OMP_", "GOMP_", "KMP_")) for name in environment):
-        # Trap 4: idle OpenMP threads that spin for long starve whatever else runs on the core.
-        environment |= {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "1000"}
-    log = (cell.folder / LOG).open("ab")
-    with log:
-        # A session of its own: Ctrl-C reaches the worker once, from us, and not in the middle of a write.
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
-
-
-def _outcome(cell: Cell, code: int) -> Outcome:
-    if code == 0:
-        return Outcome(cell, "finished")
-    if code == 130:
-        return Outcome(cell, "interrupted")
-    path = cell.folder / ERROR
-    if path.is_file():
-        return Outcome(cell, "failed", json.loads(path.read_text(encoding="utf-8"))["message"])
-    killed = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return Outcome(
-        cell,
-        "failed",
-        f"the worker was {killed}; its log is {cell.folder / LOG}. Run again to go on where it stopped",
     )

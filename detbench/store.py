@@ -13,9 +13,9 @@ runs/ablations/          recipes that `detbench ablate` made
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,9 @@ State = Literal["finished", "running", "failed", "resumable", "missing"]
 
 CHECKPOINT, PREVIOUS, WEIGHTS = "checkpoint.pt", "checkpoint.previous.pt", "model.safetensors"
 ERROR, LOG, ENVIRONMENT, LOCK = "error.json", "log.txt", "environment.json", "lock"
+
+HELD = 75
+"""A worker's exit code where another process holds its run."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,22 @@ class Store:
                 yield read_result(folder)
 
     def trained(self, training_digest: str, seed: int) -> Path | None:
-        """A finished run with the same training and seed, whatever its test; None when there is none."""
+        """A finished run with the same training and seed, whatever its test; None when there is none.
+
+        The run that did the training comes before those that borrowed its weights.
+        """
+        found: dict[bool, Path] = {}
         for folder in self.folders():
-            whole = (folder / RESULT).is_file() and (folder / WEIGHTS).is_file()
-            if folder.name == str(seed) and whole and read_result(folder).training_digest == training_digest:
-                return folder
-        return None
+            if (
+                folder.name != str(seed)
+                or not (folder / RESULT).is_file()
+                or not (folder / WEIGHTS).is_file()
+            ):
+                continue
+            result = read_result(folder)
+            if result.training_digest == training_digest:
+                found.setdefault(bool(result.weights_from), folder)
+        return found.get(False, found.get(True))
 
 
 def state_of(folder: Path) -> State:
@@ -100,8 +113,9 @@ def state_of(folder: Path) -> State:
     return "missing"
 
 
-def hold(folder: Path) -> FileLock:
-    """The lock of a run, acquired; the same run is never trained twice at the same time.
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Holds a run while it is worked on; the same run is never trained twice at the same time.
 
     Raises:
         StoreError: another process holds it.
@@ -112,7 +126,10 @@ def hold(folder: Path) -> FileLock:
         lock.acquire(timeout=2)  # somebody may just be looking whether it is held
     except Timeout:
         raise StoreError(f"{folder}: another process is training this run; wait for it or stop it") from None
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: Path, tree: Any) -> None:
@@ -132,17 +149,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Removes what a run has written, so that it starts afresh; who asked for it stays known.
-
-    Raises:
-        StoreError: another process holds the run.
-    """
-    if not folder.is_dir():
-        return
-    with hold(folder):
-        for path in folder.iterdir():
-            if path.name not in (LOCK, REQUEST):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Removes what a run has written, so that it starts afresh; who asked for it stays known. The caller holds it."""
+    for path in folder.iterdir():
+        if path.name not in (LOCK, REQUEST, LOG):
+            path.unlink()
 
 
 def forget_failure(folder: Path) -> None:

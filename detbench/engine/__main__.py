@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
 import traceback
 from pathlib import Path
 
 from detbench.errors import DetbenchError, Interrupted, StoreError
 from detbench.parts.experiment import read_experiment
-from detbench.results import read_request
-from detbench.store import ERROR, hold, write_json
+from detbench.results import RESULT, read_request
+from detbench.store import ERROR, HELD, hold, write_json
 
 
 def main() -> int:
@@ -24,14 +26,18 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--checkpoint-seconds", type=float, default=60.0)
+    parser.add_argument("--fresh", action="store_true", help="forget what the folder holds")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder: Path = arguments.folder
-    try:
-        lock = hold(folder)
-    except StoreError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    with lock:
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(hold(folder))
+        except StoreError as error:
+            print(error, file=sys.stderr)
+            return HELD
+        if (folder / RESULT).is_file() and not arguments.fresh:
+            return 0
         try:
             request = read_request(folder)
             from detbench.engine.run import run_experiment
@@ -49,10 +55,11 @@ def main() -> int:
                 threads=arguments.threads,
                 workers=arguments.workers,
                 checkpoint_seconds=arguments.checkpoint_seconds,
+                fresh=arguments.fresh,
             )
-        except Interrupted as stop:
-            print(stop, file=sys.stderr)
-            return stop.exit_code
+        except (Interrupted, KeyboardInterrupt) as stop:
+            print(str(stop) or "stopped before or after training", file=sys.stderr)
+            return Interrupted.exit_code
         except DetbenchError as error:
             write_json(folder / ERROR, {"message": str(error), "kind": type(error).__name__})
             print(error, file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from detbench.engine import machine
-from detbench.runs import free_cores
+from detbench.workers import cores
 
 
 def examine() -> dict[str, Any]:
@@ -19,7 +19,8 @@ def examine() -> dict[str, Any]:
     device = machine.prepare(threads=1, device="auto")
     after = {"log1p": _log1p_ns(), "matmul": _matmul_gflops(), "clone": _clone_gb_s()}
     return machine.describe(device, threads=1) | {
-        "free cores": free_cores(),
+        "cores": cores(),
+        "load": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown",
         "OpenMP settings": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "GOMP_", "KMP_"))}
         or "none",
         "float32 matmul, GFLOP/s": f"{before['matmul']:.0f} as found, {after['matmul']:.0f} as detbench sets it",

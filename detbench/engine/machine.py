@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from detbench.errors import RunFailed
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # numbers of glibc's malloc.h
 
 
@@ -21,9 +23,16 @@ def prepare(*, threads: int, device: str) -> torch.device:
     Args:
         threads: of torch's operators.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        RunFailed: there is no such device.
     """
     torch.set_num_threads(threads)
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise RunFailed(
+            f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices here; use auto or cpu"
+        )
     # Same seed, same hardware, same thread count: bit-identical. Operators without a deterministic form only warn.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False

@@ -28,7 +28,7 @@ from detbench.parts.data import Drawn
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import plain
 from detbench.results import DETECTIONS, RESULT, Result
-from detbench.store import ENVIRONMENT, WEIGHTS, write_json
+from detbench.store import ENVIRONMENT, WEIGHTS, forget, write_json
 
 
 def run_experiment(
@@ -45,6 +45,7 @@ def run_experiment(
     threads: int = 1,
     workers: int = 0,
     checkpoint_seconds: float = 60.0,
+    fresh: bool = False,
 ) -> Result:
     """Trains, tests and writes down one run; takes up a checkpoint that lies in its folder.
 
@@ -57,6 +58,7 @@ def run_experiment(
         cache: for drawn data and annotation indices.
         weights_from: a finished run with the same training, whose weights are tested instead of training anew.
         init_from: the finished run that training starts from, where the experiment says it starts from one.
+        fresh: forget what the folder holds, once it is clear that the run can start.
 
     Raises:
         DataError: the data changed since it was planned with, or can't be read.
@@ -71,6 +73,8 @@ def run_experiment(
             f"planned with {fingerprint}); run the command again"
         )
     require_measurable(data, experiment.test.metrics)
+    if fresh:
+        forget(folder)
     environment = machine.describe(chosen, threads=threads)
     write_json(folder / ENVIRONMENT, environment)
 
@@ -95,6 +99,8 @@ def run_experiment(
     table = detect(model, experiment, data, device=chosen, workers=workers)
     measured = measure(table, data.val.annotations, experiment.test.metrics)
     test_seconds = time.perf_counter() - started
+    if weights_from is None:
+        trainer.log_final(percent(measured))
     write_detections(folder / DETECTIONS, table)
     result = Result(
         digest=experiment.digest(fingerprint),

@@ -27,7 +27,7 @@ from detbench.engine import checkpoint
 from detbench.engine.optim import build_optimizer, lr_factor, set_lr, total_steps
 from detbench.errors import Interrupted, NonFiniteLoss
 from detbench.parts.experiment import Experiment
-from detbench.results import CURVE
+from detbench.results import CURVE, read_curve
 from detbench.store import WEIGHTS, cut_curve
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -97,7 +97,8 @@ class Trainer:
             Interrupted: SIGINT or SIGTERM; a checkpoint was written.
         """
         training = self.experiment.training
-        milestones = evaluation_steps(self.total, training.evaluations)
+        # The last evaluation is the test of the finished model, which run.py does and logs.
+        milestones = evaluation_steps(self.total, training.evaluations) - {self.total}
         log_every = max(1, self.total // _LOG_POINTS)
         batches = train_batches(
             self.data.train, self.experiment.data, seed=self.seed, batch=training.batch,
@@ -128,6 +129,12 @@ class Trainer:
                         f"{self.folder}: stopped after step {self.step} of {self.total}, state saved"
                     )
 
+    def log_final(self, metrics: dict[str, float | None]) -> None:
+        """Ends the curve with the test of the finished model, unless a run killed since has done so."""
+        evaluations = read_curve(self.folder).evaluations
+        if not evaluations or evaluations[-1]["step"] < self.total:
+            self._log({"metrics": metrics})
+
     def _step(self, batch: Batch) -> dict[str, float]:
         """One optimiser step on one global batch, and what each loss was."""
         training = self.experiment.training
@@ -137,8 +144,11 @@ class Trainer:
         for part in _split(batch, training.accumulate):
             losses = self._losses(part)
             total = torch.stack(list(losses.values())).sum() / training.accumulate
-            for name, loss in (losses | {"total": total * training.accumulate}).items():
-                logged[name] = logged.get(name, 0.0) + loss.item() / training.accumulate
+            values = (
+                torch.stack([*losses.values(), total * training.accumulate]).detach().tolist()
+            )  # one transfer
+            for name, value in zip([*losses, "total"], values, strict=True):
+                logged[name] = logged.get(name, 0.0) + value / training.accumulate
             self._refuse_non_finite(logged, part)
             self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
@@ -148,6 +158,10 @@ class Trainer:
             self._refuse_non_finite({"gradient norm": norm.item()} | logged, batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if (
+            self.scaler.is_enabled() and self.scaler.get_scale() < 1
+        ):  # not overflow any more: gradients are NaN
+            self._refuse_non_finite({"gradient norm": math.nan} | logged, batch)
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.model)

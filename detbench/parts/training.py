@@ -91,7 +91,8 @@ class Training:
 
     Attributes:
         batch: images in one optimiser step, over all processes and accumulated parts.
-        accumulate: parts the batch is computed in, one after another.
+        accumulate: parts the batch is computed in, one after another. Each part's losses are divided by that part's
+            own positives and the parts averaged, so more parts are not exactly the same training.
         precision: "fp32", or automatic mixed precision in "bf16" or "fp16" (with loss scaling).
         ema: decay of an exponential moving average of the weights, evaluated in place of them; None for none.
         compile: run the detector through torch.compile.

@@ -11,7 +11,7 @@ import tomli_w
 import torch
 from safetensors.torch import load_file
 
-from detbench import recipes, runs
+from detbench import recipes, runs, workers
 from detbench.engine.run import run_experiment
 from detbench.errors import RecipeError
 from detbench.recipes import Context
@@ -138,7 +138,7 @@ def test_a_source_that_fails_stops_those_that_start_from_it_and_no_others(tmp_pa
     )
     store = Store(tmp_path / "runs")
     cells = planned(store, str(path))
-    outcomes = {outcome.cell.label: outcome for outcome in runs.execute(cells, store=store, threads=1)}
+    outcomes = {outcome.cell.label: outcome for outcome in workers.execute(cells, store=store, threads=1)}
     assert {label: outcome.state for label, outcome in outcomes.items()} == {
         "breaks": "failed",
         "after": "failed",
@@ -152,9 +152,9 @@ def test_a_source_that_fails_stops_those_that_start_from_it_and_no_others(tmp_pa
 def test_force_leaves_a_run_alone_that_others_merely_start_from(tmp_path: Path) -> None:
     store = Store(tmp_path)
     source, cell = planned(store, ONENET_DAGGER)
-    runs.execute([source, cell], store=store, threads=1)
+    workers.execute([source, cell], store=store, threads=1)
     before = {c: (c.folder / RESULT).stat().st_mtime_ns for c in (source, cell)}
-    runs.execute([source, cell], store=store, threads=1, force=True)
+    workers.execute([source, cell], store=store, threads=1, force=True)
     assert (source.folder / RESULT).stat().st_mtime_ns == before[source]
     assert (cell.folder / RESULT).stat().st_mtime_ns > before[cell]
 

@@ -14,15 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from detbench import recipes, runs
+from detbench import recipes, runs, workers
 from detbench.engine import machine
 from detbench.engine.evaluate import ground_truth, read_detections
 from detbench.engine.run import run_experiment
-from detbench.errors import NonFiniteLoss
+from detbench.errors import NonFiniteLoss, RunFailed
 from detbench.metrics import pycoco
 from detbench.recipes import Context
 from detbench.results import DETECTIONS, read_curve, read_result
-from detbench.store import CHECKPOINT, ERROR, PREVIOUS, WEIGHTS, Store
+from detbench.store import CHECKPOINT, ERROR, HELD, PREVIOUS, WEIGHTS, Store
 
 
 @pytest.fixture(scope="session")
@@ -100,9 +100,9 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_other_ones(tmp_path, cache)
 
 def test_the_number_of_loading_processes_changes_nothing(tmp_path, cache):
     weights = []
-    for workers in (0, 2):
-        cell = cell_of("quickstart/onenet", Store(tmp_path / str(workers)))
-        do(cell, cache, workers=workers)
+    for processes in (0, 2):
+        cell = cell_of("quickstart/onenet", Store(tmp_path / str(processes)))
+        do(cell, cache, workers=processes)
         weights.append(load_file(cell.folder / WEIGHTS))
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
@@ -130,6 +130,19 @@ def test_settings_of_the_loop_run_and_change_the_weights(settings, tmp_path, cac
     assert any(not torch.equal(a[key], b[key]) for key in a)
 
 
+def test_the_moving_average_moves_by_its_share_at_every_step(tmp_path, cache):
+    weights = {}
+    for length, ema in ((1, "unset"), (1, "0.75"), (2, "unset"), (2, "0.75")):
+        settings = (f"training.ema={ema}", f"schedule.length={length}")
+        cell = cell_of("quickstart/fcos", Store(tmp_path / f"{length}-{ema}"), *settings)
+        do(cell, cache)
+        weights[length, ema] = load_file(cell.folder / WEIGHTS)["neck.laterals.0.weight"]
+    # The first update copies the weights, the second moves a quarter of the way.
+    torch.testing.assert_close(weights[1, "0.75"], weights[1, "unset"])
+    expected = 0.75 * weights[1, "unset"] + 0.25 * weights[2, "unset"]
+    torch.testing.assert_close(weights[2, "0.75"], expected)
+
+
 def test_a_loss_that_is_not_finite_names_step_images_and_losses_and_keeps_the_checkpoint(tmp_path, cache):
     cell = cell_of(
         "quickstart/fcos", Store(tmp_path), "optim.lr=1e30", "optim.clip_norm=1e30", "schedule.length=50"
@@ -147,7 +160,7 @@ def test_one_broken_run_does_not_stop_the_others(tmp_path):
     store = Store(tmp_path)
     bad = cell_of("quickstart/fcos", store, "optim.lr=1e30", "optim.clip_norm=1e30", "schedule.length=50")
     good = cell_of("quickstart/onenet", store)
-    outcomes = runs.execute([bad, good], store=store, threads=1)
+    outcomes = workers.execute([bad, good], store=store, threads=1)
     assert [outcome.state for outcome in outcomes] == ["failed", "finished"]
     assert "not finite" in outcomes[0].message
     assert bad.state == "failed"
@@ -233,7 +246,7 @@ def test_rows_that_differ_in_the_test_only_train_once(tmp_path):
     cells = runs.plan(chosen, Context("smoke"), seeds=[0], store=store)
     assert len(cells) == 2
     assert cells[0].training_digest == cells[1].training_digest
-    outcomes = runs.execute(cells, store=store, jobs=2, threads=1)
+    outcomes = workers.execute(cells, store=store, jobs=2, threads=1)
     assert {outcome.state for outcome in outcomes} == {"finished"}
     borrowed = [read_result(cell.folder).weights_from for cell in cells]
     assert sorted(map(bool, borrowed)) == [False, True]
@@ -244,12 +257,64 @@ def test_rows_that_differ_in_the_test_only_train_once(tmp_path):
 def test_a_finished_run_is_not_run_again_unless_forced(tmp_path):
     store = Store(tmp_path)
     cell = cell_of("quickstart/onenet", store)
-    runs.execute([cell], store=store, threads=1)
+    workers.execute([cell], store=store, threads=1)
     written = (cell.folder / "result.json").stat().st_mtime_ns
-    assert runs.execute([cell], store=store, threads=1) == []
+    assert workers.execute([cell], store=store, threads=1) == []
     assert (cell.folder / "result.json").stat().st_mtime_ns == written
-    runs.execute([cell], store=store, threads=1, force=True)
+    workers.execute([cell], store=store, threads=1, force=True)
     assert (cell.folder / "result.json").stat().st_mtime_ns > written
+
+
+def test_force_trains_anew_even_where_another_run_has_the_same_training(tmp_path):
+    store = Store(tmp_path)
+    chosen = recipes.select(["date/table6/date-f-12-ep*"])
+    cells = runs.plan(chosen, Context("smoke"), seeds=[0], store=store)
+    workers.execute(cells, store=store, threads=1)
+    (trained,) = [cell for cell in cells if not read_result(cell.folder).weights_from]
+    workers.execute([trained], store=store, threads=1, force=True)
+    again = read_result(trained.folder)
+    assert again.weights_from == ""
+    assert again.seconds["train"] > 0
+    assert len(read_curve(trained.folder).evaluations) == 1
+
+
+def test_an_unfinished_run_that_is_asked_for_again_follows_the_new_request(tmp_path):
+    store = Store(tmp_path)
+    first = cell_of("quickstart/onenet", store)
+    runs.request(first)
+    again = cell_of("quickstart/onenet", store, "test.batch=3")
+    assert again.digest == first.digest, "the batch at test changes no number"
+    runs.request(again)
+    assert json.loads((first.folder / "request.json").read_text())["experiment"]["test"]["batch"] == 3
+
+
+@pytest.mark.slow
+def test_two_batches_started_together_both_end_with_the_run_done_once(tmp_path):
+    command = [sys.executable, "-m", "detbench", "run", "quickstart/onenet", "--scale", "smoke"]
+    command += ["--runs", str(tmp_path), "schedule.length=200"]
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(2)]
+    ends = [process.communicate()[1].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], ends
+    (result,) = tmp_path.glob("*/*/result.json")
+    assert read_result(result.parent).steps == 200
+
+
+def test_no_such_device_is_one_message(tmp_path):
+    store = Store(tmp_path)
+    cell = cell_of("quickstart/onenet", store)
+    with pytest.raises(RunFailed, match="--device cdua: no such device"):
+        workers.execute([cell], store=store, device="cdua")
+    (outcome,) = workers.execute([cell], store=store, device="cuda:99")
+    assert "CUDA devices here" in outcome.message
+
+
+def test_a_training_that_fails_is_tried_once_for_all_that_share_it(tmp_path):
+    store = Store(tmp_path)
+    context = Context("smoke", None, ("optim.lr=1e30", "optim.clip_norm=1e30", "schedule.length=50"))
+    cells = runs.plan(recipes.select(["date/table6/date-f-12-ep*"]), context, seeds=[0], store=store)
+    outcomes = workers.execute(cells, store=store, threads=1)
+    assert [outcome.state for outcome in outcomes] == ["failed", "failed"]
+    assert "not started: its training is that of" in outcomes[1].message
 
 
 def test_changed_data_is_refused(tmp_path, cache):
@@ -270,11 +335,13 @@ def test_changed_data_is_refused(tmp_path, cache):
         do(stale, cache)
 
 
-def test_the_traps_are_handled():
+def test_matmul_stays_float32_however_fast_it_is_made():
     machine.prepare(threads=1, device="cpu")
-    x = torch.rand(64, 64, dtype=torch.float64)
-    error = ((x.float() @ x.float()).double() - x @ x).abs().max()
-    assert error < 1e-4
+    generator = torch.Generator().manual_seed(1)
+    a, b = (torch.rand(256, 256, generator=generator) for _ in range(2))
+    exact = a.double() @ b.double()
+    error = ((a @ b).double() - exact).abs().max() / exact.abs().max()
+    assert error < 1e-5, "bfloat16 products miss this by a factor of 100"
     assert torch.get_num_threads() == 1
 
 
@@ -293,7 +360,8 @@ def test_two_processes_never_train_the_same_run(tmp_path, cache):
     while runs.progress(cell.folder) is None and first.poll() is None:
         time.sleep(0.02)
     assert cell.state == "running"
-    assert worker(cell, cache).wait() == 2
+    assert worker(cell, cache).wait() == HELD
+    assert workers._threads_before(cell.folder) == 1, "what a run that goes on starts with again"
     first.terminate()
     assert first.wait() == 130
     shutil.rmtree(cell.folder)

@@ -1,0 +1,221 @@
+"""Worker processes: the missing runs get done, several side by side, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from detbench.errors import RunFailed
+from detbench.results import read_result
+from detbench.runs import Cell, request
+from detbench.store import ENVIRONMENT, ERROR, HELD, LOG, Store, forget_failure
+
+_LOOK_SECONDS = 2.0  # between looks at runs that another process holds
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one cell ended: "finished", "failed" with a message, or "interrupted"."""
+
+    cell: Cell
+    state: str
+    message: str = ""
+
+
+Watch = Callable[[Sequence[Cell], Sequence[Outcome]], None]
+
+
+def execute(
+    cells: Sequence[Cell],
+    *,
+    store: Store,
+    jobs: int = 1,
+    threads: int | None = None,
+    workers: int = 0,
+    device: str = "auto",
+    force: bool = False,
+    watch: Watch = lambda running, done: None,
+) -> list[Outcome]:
+    """Does what is missing, several runs side by side.
+
+    A run whose training another cell has done, or is doing, waits for those weights and only tests them; one that
+    another process holds is waited for. A run that starts from another's weights waits for that one to finish.
+    Finished runs are not run again unless `force`, which trains all that was asked for anew and leaves those alone
+    that others merely start from. One run's failure stops no others but those that need its weights.
+
+    Args:
+        jobs: runs side by side.
+        threads: torch threads of each run; by default the cores divided by the jobs. A run that was begun goes on
+            with the number it began with: another one would give other bits.
+        watch: called a few times a second with the running cells and the outcomes so far.
+
+    Raises:
+        RunFailed: `device` names no device.
+        KeyboardInterrupt: the user stopped it, or stopped a worker; the others have saved their state.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise RunFailed(f"--device {device}: no such device; it is one of auto, cpu, cuda, cuda:N")
+    for cell in cells:
+        request(cell)
+    batch = _Batch(
+        cells, store, threads=threads or max(1, cores() // jobs), workers=workers, device=device, force=force
+    )
+    try:
+        while batch.todo or batch.running:
+            batch.start_what_can(jobs)
+            batch.collect_what_ended()
+            watch(list(batch.running), batch.done)
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        batch.stop()
+        watch([], batch.done)
+        raise
+    if any(outcome.state == "interrupted" for outcome in batch.done):
+        raise KeyboardInterrupt
+    return batch.done
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Batch:
+    """The state of one `execute`: what waits, what is at work, what has ended."""
+
+    def __init__(
+        self, cells: Sequence[Cell], store: Store, *, threads: int, workers: int, device: str, force: bool
+    ) -> None:
+        self.store, self.threads, self.workers, self.device = store, threads, workers, device
+        self.forced = {cell for cell in cells if force and cell.asked}
+        self.todo = [cell for cell in cells if cell in self.forced or cell.state != "finished"]
+        self.running: dict[Cell, subprocess.Popen[bytes]] = {}
+        self.done: list[Outcome] = []
+        self.trained_here: set[tuple[str, int]] = set()
+        self.next_look = 0.0
+
+    def start_what_can(self, jobs: int) -> None:
+        """Starts waiting cells as far as `jobs` allows. Looks at the store only when something may have changed."""
+        if time.monotonic() < self.next_look:
+            return
+        self.next_look = time.monotonic() + _LOOK_SECONDS
+        for cell in list(self.todo):
+            state = cell.state
+            if state == "finished" and cell not in self.forced:  # another process did it while we waited
+                self._end(cell, Outcome(cell, "finished"))
+            elif _key(cell) in map(_key, self.running) or self._source_is_due(cell):
+                continue
+            elif cell.starts_from is not None and self.store.trained(cell.starts_from, cell.seed) is None:
+                self._end(cell, Outcome(cell, "failed", _without_source(cell)))
+            elif state != "running" and len(self.running) < jobs:
+                self.todo.remove(cell)
+                self.running[cell] = self._start(cell)
+
+    def collect_what_ended(self) -> None:
+        """Outcomes of workers that have ended. A worker that found its run held by another process waits again."""
+        for cell, process in list(self.running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self.running[cell]
+            self.next_look = 0.0
+            if code == HELD:
+                self.todo.append(cell)
+                self.next_look = time.monotonic() + _LOOK_SECONDS
+                continue
+            outcome = _outcome(cell, code)
+            self.done.append(outcome)
+            if outcome.state == "finished" and not read_result(cell.folder).weights_from:
+                self.trained_here.add(_key(cell))
+            if outcome.state == "failed":
+                for other in [c for c in self.todo if _key(c) == _key(cell)]:
+                    same = f"not started: its training is that of '{cell.label}', which failed: {outcome.message}"
+                    self._end(other, Outcome(other, "failed", same))
+
+    def stop(self) -> None:
+        """Asks every worker to save its state and waits until it has."""
+        for process in self.running.values():
+            process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
+        for cell, process in self.running.items():
+            self.done.append(_outcome(cell, process.wait()))
+
+    def _end(self, cell: Cell, outcome: Outcome) -> None:
+        self.todo.remove(cell)
+        self.done.append(outcome)
+
+    def _source_is_due(self, cell: Cell) -> bool:
+        """Whether the run that a cell starts from is yet to finish."""
+        due = {_key(other) for other in [*self.todo, *self.running]}
+        return (cell.starts_from, cell.seed) in due
+
+    def _start(self, cell: Cell) -> subprocess.Popen[bytes]:
+        forget_failure(cell.folder)
+        threads = self.threads if cell in self.forced else _threads_before(cell.folder) or self.threads
+        command = [
+            sys.executable, "-m", "detbench.engine", str(cell.folder), "--cache", str(self.store.cache),
+            "--threads", str(threads), "--workers", str(self.workers), "--device", self.device,
+        ]  # fmt: skip
+        may_borrow = cell not in self.forced or _key(cell) in self.trained_here
+        trained = self.store.trained(cell.training_digest, cell.seed) if may_borrow else None
+        if trained is not None:
+            command += ["--weights-from", str(trained)]
+        elif cell.starts_from is not None:
+            command += ["--init-from", str(self.store.trained(cell.starts_from, cell.seed))]
+        if cell in self.forced:
+            command += ["--fresh"]
+        environment = dict(os.environ)
+        # Without it cuBLAS may add up in another order from run to run.
+        environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        if not any(name.startswith(("OMP_", "GOMP_", "KMP_")) for name in environment):
+            # Trap 4: idle OpenMP threads that spin for long starve whatever else runs on the core.
+            environment |= {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "1000"}
+        with (cell.folder / LOG).open("ab") as log:
+            # A session of its own: Ctrl-C reaches the worker once, from us, and not in the middle of a write.
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+
+
+def _key(cell: Cell) -> tuple[str, int]:
+    """Cells with the same key share one training."""
+    return cell.training_digest, cell.seed
+
+
+def _threads_before(folder: Path) -> int | None:
+    """The number of threads a run was begun with."""
+    path = folder / ENVIRONMENT
+    return int(json.loads(path.read_text(encoding="utf-8"))["threads"]) if path.is_file() else None
+
+
+def _without_source(cell: Cell) -> str:
+    assert cell.experiment.init is not None
+    return (
+        f"not started: there are no weights of '{cell.experiment.init.row}', seed {cell.seed}, which it starts from; "
+        "mend what made that run fail, or run it again with --force"
+    )
+
+
+def _outcome(cell: Cell, code: int) -> Outcome:
+    if code == 0:
+        return Outcome(cell, "finished")
+    if code == 130:
+        return Outcome(cell, "interrupted")
+    path = cell.folder / ERROR
+    if path.is_file():
+        return Outcome(cell, "failed", json.loads(path.read_text(encoding="utf-8"))["message"])
+    killed = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    again = f"its log is {cell.folder / LOG}. Run again to go on where it stopped"
+    return Outcome(cell, "failed", f"the worker was {killed}; {again}")
