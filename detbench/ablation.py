@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from detbench.errors import RecipeError
-from detbench.parts.part import closest, plain
+from detbench.parts.part import canonical, closest, digest_of, plain
 from detbench.recipes import (
     SCALES,
-    Point,
     Recipe,
     Row,
     Sweep,
@@ -23,29 +21,48 @@ from detbench.recipes import (
     merge,
     names,
     parse_value,
-    point_row,
     slug,
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One parameter of an ablation: its name and, for each series, the rows its values make."""
+class Step:
+    """One value of a parameter, and the row it makes by itself."""
+
+    value: Any
+    row: Row
+
+
+@dataclass(frozen=True)
+class Series:
+    """One parameter over several values.
+
+    Attributes:
+        param: its name, or the key path.
+        name: what tells it from the parameter's other series; "" where there is one.
+        key: the key path that takes the values; "" where rows spell them out.
+        steps: the values.
+        by_path: nobody names it: its rows change another row, whatever else is changed there.
+    """
 
     param: str
-    sweeps: tuple[Sweep, ...]
+    name: str
+    key: str
+    steps: tuple[Step, ...]
+    by_path: bool = False
 
 
 def make(
     params: Sequence[str], *, values: Sequence[str], recipe: str | None, row: str | None, folder: Path
 ) -> Path:
-    """Writes the recipe of an ablation and returns its path.
+    """Writes the recipe of an ablation and returns its path. The same ablation is the same file.
 
     Args:
         params: names the papers use (`tau`) or key paths (`optim.lr`); several make a grid.
         values: one comma-separated list for each parameter, in order; the paper's own where there are fewer.
         recipe: where to look for the parameters; needed where a name is ambiguous, and for key paths.
-        row: the row that key paths start from; the table's baseline by default.
+        row: the row that key paths start from, the table's baseline by default; of a parameter with several
+            series, those it stands in.
         folder: where the file goes.
 
     Raises:
@@ -56,12 +73,14 @@ def make(
     if len(values) > len(params):
         raise RecipeError(f"ablate: {len(values)} lists of --values for {len(params)} --param")
     source = _source(params, recipe)
-    lists = [_split(text) for text in values] + [None] * (len(params) - len(values))
-    axes = [_axis(source, param, chosen, row) for param, chosen in zip(params, lists, strict=True)]
-    tree = _recipe_tree(source, axes)
+    start = None if row is None else _row_called(source, row)
+    chosen = [_split(text, param) for text, param in zip(values, params, strict=False)]
+    lists = [*chosen, *[None] * (len(params) - len(values))]
+    axes = [_axis(source, param, own, params, start) for param, own in zip(params, lists, strict=True)]
+    tree = _recipe_tree(source, axes, start)
     custom = "-" + slug("-".join(values)) if values else ""
-    name = f"{slug(source.name)}-{slug('-'.join(params))}{custom}"
-    path = folder / f"{name[:100]}.toml"
+    name = f"{slug(source.short_name)}-{slug('-'.join(params))}{custom}"
+    path = folder / f"{name[:100]}-{digest_of(tree)[:8]}.toml"
     _write(path, tree)
     return path
 
@@ -86,119 +105,176 @@ def _source(params: Sequence[str], recipe: str | None) -> Recipe:
     return found[0][0]
 
 
-def _axis(recipe: Recipe, param: str, values: list[Any] | None, row: str | None) -> Axis:
+def _axis(
+    recipe: Recipe, param: str, values: list[Any] | None, params: Sequence[str], start: Row | None
+) -> tuple[Series, ...]:
+    """All series of one parameter that are meant, at the values asked for."""
     sweeps = [sweep for sweep in recipe.sweeps if sweep.param == param]
-    if not sweeps:
-        if "." not in param:
-            known = sorted({sweep.param for sweep in recipe.sweeps})
-            raise RecipeError(f"ablate: {recipe.name} sweeps no '{param}'{closest(param, known)}")
-        if values is None:
-            raise RecipeError(
-                f"ablate: {param} is a key path, so no paper gives values for it; give --values 1,2,3"
-            )
-        start = _start_row(recipe, row)
-        points = tuple(Point(value=value, label=f"{param}={_text(value)}") for value in values)
-        return Axis(param, (Sweep(param=param, key=param, use=start.use, set=start.set, point=points),))
+    if sweeps:
+        if start is not None:
+            sweeps = _with_row(recipe, sweeps, params, start)
+        return tuple(_series(recipe, sweep, values) for sweep in sweeps)
+    if "." not in param:
+        known = sorted({sweep.param for sweep in recipe.sweeps})
+        raise RecipeError(f"ablate: {recipe.name} sweeps no '{param}'{closest(param, known)}")
     if values is None:
-        return Axis(param, tuple(sweeps))
-    return Axis(param, tuple(_with_values(recipe, sweep, values) for sweep in sweeps))
+        raise RecipeError(
+            f"ablate: {param} is a key path, so no paper gives values for it; give --values 1,2,3"
+        )
+    under = start or _baseline(recipe)
+    if under.quoted:
+        raise RecipeError(
+            f"ablate: {recipe.name}, row '{under.label}': is quoted from the paper, never run; choose another "
+            "row with --row"
+        )
+    steps = tuple(
+        Step(value, _laid_over([under], f"{param}={_text(value)}", {param: value})) for value in values
+    )
+    return (Series(param, "", param, steps, by_path=True),)
 
 
-def _with_values(recipe: Recipe, sweep: Sweep, values: list[Any]) -> Sweep:
-    """The same sweep at other values; a value the paper has keeps the paper's row."""
-    papers = {_text(point.value): point for point in sweep.point}
-    points = []
-    for value in values:
+def _with_row(recipe: Recipe, sweeps: Sequence[Sweep], params: Sequence[str], row: Row) -> list[Sweep]:
+    """Those of a parameter's sweeps that are of a row's series, whichever of the parameters the row belongs to."""
+    names = {
+        sweep.series
+        for sweep in recipe.sweeps
+        if sweep.param in params and row.label in [point.label for point in sweep.point]
+    }
+    chosen = [sweep for sweep in sweeps if sweep.series in names]
+    if not chosen:
+        labels = ", ".join(slug(point.label) for sweep in sweeps for point in sweep.point)
+        raise RecipeError(
+            f"ablate: {recipe.name}: '{row.label}' is no row of '{sweeps[0].param}'; its rows are {labels}"
+        )
+    return chosen
+
+
+def _series(recipe: Recipe, sweep: Sweep, values: list[Any] | None) -> Series:
+    """A sweep of the paper, or the same at other values; a value the paper has keeps the paper's row."""
+    papers = {_text(point.value): Step(point.value, recipe.rows[point.label]) for point in sweep.point}
+    steps = []
+    for value in papers if values is None else values:
         known = papers.get(_text(value))
         if known is not None:
-            points.append(known)
+            steps.append(known)
         elif sweep.key:
             series = f"{sweep.series}, " if sweep.series else ""
-            points.append(Point(value=value, label=f"{series}{sweep.param}={_text(value)}"))
+            under = Row(label="", use=sweep.use, set=sweep.set)
+            label = f"{series}{sweep.param}={_text(value)}"
+            steps.append(Step(value, _laid_over([under], label, {sweep.key: value})))
         else:
             raise RecipeError(
                 f"ablate: {recipe.name}: '{sweep.param}' has no value '{_text(value)}'; "
                 f"it is one of {', '.join(papers)}"
             )
-    return Sweep(
-        param=sweep.param,
-        key=sweep.key,
-        series=sweep.series,
-        use=sweep.use,
-        set=sweep.set,
-        point=tuple(points),
-    )
+    return Series(sweep.param, sweep.series, sweep.key, tuple(steps))
 
 
-def _start_row(recipe: Recipe, label: str | None) -> Row:
-    if label is not None:
-        for row in recipe.rows.values():
-            if label in (row.label, slug(row.label)):
-                return row
-        raise RecipeError(f"ablate: {recipe.name} has no row '{label}'{closest(label, list(recipe.rows))}")
-    if recipe.head.baseline:
-        return recipe.rows[recipe.head.baseline]
-    return next(iter(recipe.rows.values()))
+def _row_called(recipe: Recipe, name: str) -> Row:
+    for row in recipe.rows.values():
+        if name in (row.label, slug(row.label)):
+            return row
+    raise RecipeError(f"ablate: {recipe.name} has no row '{name}'{closest(name, list(recipe.rows))}")
 
 
-def _recipe_tree(recipe: Recipe, axes: Sequence[Axis]) -> Tree:
-    """The ablation as a recipe: all series of one parameter, or the grid of the first series of several."""
-    rows: dict[str, Row] = {}
-    sweeps: list[Tree] = []
+def _baseline(recipe: Recipe) -> Row:
+    return recipe.rows[recipe.head.baseline] if recipe.head.baseline else next(iter(recipe.rows.values()))
+
+
+def _laid_over(rows: Sequence[Row], label: str, values: Mapping[str, Any]) -> Row:
+    """One row of what several say, later ones winning, with values that hold whatever any scale says."""
+    made = Row(label=label)
+    for row in rows:
+        made = replace(
+            made,
+            use=made.use or row.use,
+            set=merge(made.set, row.set),
+            scale={scale: merge(made.scale.get(scale, {}), row.scale.get(scale, {})) for scale in SCALES},
+            needs=tuple(dict.fromkeys((*made.needs, *row.needs))),
+        )
+    return replace(made, scale={scale: merge(tree, values) for scale, tree in made.scale.items()})
+
+
+def _recipe_tree(recipe: Recipe, axes: Sequence[Sequence[Series]], start: Row | None) -> Tree:
+    """The ablation as a recipe: all series of one parameter, or the grid of one series each of several."""
+    params = [axis[0].param for axis in axes]
+    note = f"Made by `detbench ablate` from {recipe.short_name}."
     if len(axes) == 1:
-        for sweep in axes[0].sweeps:
-            points = []
-            for point in sweep.point:
-                row = recipe.rows.get(point.label) or point_row(sweep, point)
-                rows[row.label] = row
-                points.append({"value": point.value, "label": row.label})
-            sweeps.append({"param": sweep.param, "key": sweep.key, "series": sweep.series, "point": points})
+        steps = [step for series in axes[0] for step in series.steps]
+        rows = [step.row for step in steps]
+        sweeps = [_sweep_tree(series) for series in axes[0]]
     else:
-        first = [axis.sweeps[0] for axis in axes]
-        for combination in itertools.product(*(sweep.point for sweep in first)):
-            parts = [_point_of(recipe, sweep, point) for sweep, point in zip(first, combination, strict=True)]
-            label = ", ".join(
-                f"{sweep.param}={_text(point.value)}" for sweep, point in zip(first, combination, strict=True)
-            )
-            changed: Tree = {}
-            values: Tree = {}
-            for part, sweep, point in zip(parts, first, combination, strict=True):
-                changed = merge(changed, part.set)
-                if sweep.key:
-                    values[sweep.key] = point.value
-            use = next((part.use for part in parts if part.use), "")
-            rows[label] = Row(label=label, use=use, set=changed, scale=dict.fromkeys(SCALES, values))
-    params = [axis.param for axis in axes]
+        rows = _grid(recipe, [axis[0] for axis in axes], start)
+        sweeps = []
+        for first, *others in axes:
+            if others:
+                names = ", ".join(f"'{series.name}'" for series in others)
+                note += (
+                    f" Of {first.param} this is the series '{first.name}'; a --row of {names} gives another."
+                )
     head = plain(recipe.head) | {
         "table": f"ablation of {', '.join(params)}",
         "kind": "ablation",
-        "title": f"{', '.join(params)} in {recipe.name}",
+        "title": f"{', '.join(params)} in {recipe.short_name}",
         "baseline": "",
-        "needs": list(recipe.head.needs),
-        "note": f"Made by `detbench ablate` from {recipe.name}.",
+        "note": note,
     }
     return {
         "recipe": head,
         "set": recipe.common,
         "scale": recipe.overlays,
-        "row": [plain(row) for row in rows.values()],
+        "row": list({row.label: plain(row) for row in rows}.values()),
         "sweep": sweeps,
     }
 
 
-def _point_of(recipe: Recipe, sweep: Sweep, point: Point) -> Row:
-    return recipe.rows.get(point.label) or point_row(sweep, point)
+def _grid(recipe: Recipe, axes: Sequence[Series], start: Row | None) -> list[Row]:
+    """Every combination: key paths change what the papers' own parameters make, or else the row to start from."""
+    rows = []
+    for steps in itertools.product(*(series.steps for series in axes)):
+        pairs = list(zip(axes, steps, strict=True))
+        named = [step.row for series, step in pairs if not series.by_path]
+        label = ", ".join(f"{series.param}={_text(step.value)}" for series, step in pairs)
+        # A kind starts its part afresh, so it comes before what is set in that part.
+        kinds_first = sorted(pairs, key=lambda pair: not pair[0].key.endswith(".kind"))
+        values = {series.key: step.value for series, step in kinds_first if series.key}
+        rows.append(_laid_over(named or [start or _baseline(recipe)], label, values))
+    return rows
 
 
-def _split(text: str) -> list[Any]:
+def _sweep_tree(series: Series) -> Tree:
+    # Lists and tables have no place on an axis: they stand there by name.
+    points = [
+        {
+            "value": _text(step.value) if isinstance(step.value, list | dict) else step.value,
+            "label": step.row.label,
+        }
+        for step in series.steps
+    ]
+    return {"param": series.param, "key": series.key, "series": series.name, "point": points}
+
+
+def _split(text: str, param: str) -> list[Any]:
     """Values as TOML writes them, between commas that stand outside brackets."""
-    return [parse_value(piece.strip()) for piece in re.split(r",(?![^\[{]*[\]}])", text) if piece.strip()]
+    pieces, depth = [""], 0
+    for sign in text:
+        depth += (sign in "[{") - (sign in "]}")
+        if sign == "," and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += sign
+    values = [parse_value(piece, where=f"ablate: {param}") for piece in pieces if piece.strip()]
+    if None in values:
+        raise RecipeError(
+            f"ablate: {param}: 'unset' can't stand in a recipe, which an ablation is; give it as an override "
+            f"to a run of its own: {param}=unset"
+        )
+    return values
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
+    """A value in a label: whole numbers without a point, all digits of others."""
+    return value if isinstance(value, str) else canonical(value)
 
 
 def _write(path: Path, tree: Tree) -> None:

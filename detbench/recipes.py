@@ -15,6 +15,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date, time
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -100,7 +101,7 @@ class Point:
     `set` spells the value out where it is a name; else the sweep's key takes the value itself.
     """
 
-    value: float | str | bool
+    value: bool | int | float | str
     label: str
     set: dict[str, Any] = Field(default_factory=dict)
     use: str = ""
@@ -207,7 +208,8 @@ class Recipe:
     """A loaded recipe: all rows, those of its sweeps included, in the paper's order.
 
     Attributes:
-        name: "date/table5"; for a user's own file, its path. `load` takes it.
+        name: "date/table5"; for a user's own file, its absolute path, so that runs can be told whose they are from
+            any folder. `load` takes it.
         path: the file.
         head: what is reproduced.
         rows: by label.
@@ -223,6 +225,11 @@ class Recipe:
     claims: tuple[Claim, ...]
     common: Tree = field(repr=False)
     overlays: dict[Scale, Tree] = field(repr=False)
+
+    @property
+    def short_name(self) -> str:
+        """The name for people: of a user's own file, the file's name alone."""
+        return short(self.name)
 
     def needs(self, row: Row) -> tuple[str, ...]:
         """Parts without which a row can't run; empty when it can."""
@@ -278,10 +285,13 @@ def load(name: str) -> Recipe:
     Raises:
         RecipeError: no such recipe, or its text is wrong; lists every mistake.
     """
-    path = Path(name) if name.endswith(".toml") else recipes_dir() / f"{name}.toml"
-    if not path.is_file():
-        if name.endswith(".toml"):
+    if name.endswith(".toml"):
+        path = Path(name).resolve()
+        if not path.is_file():
             raise RecipeError(f"{name}: no such file")
+        return _load_file(path, str(path))
+    path = recipes_dir() / f"{name}.toml"
+    if not path.is_file():
         raise RecipeError(f"{name}: no recipe is called so{closest(name, names())} `detbench ls` lists all")
     return _load_file(path, name)
 
@@ -320,7 +330,8 @@ def resolve(recipe: Recipe, row: Row, context: Context) -> Experiment:
     """The experiment of one row at one scale; with it that of the row whose weights it starts from, if it does.
 
     Raises:
-        RecipeError: with every mistake in the layers, each with the place it stands in.
+        RecipeError: with every mistake in the layers, each with the place it stands in; or the row is quoted, or
+            needs parts that don't exist.
     """
     return _resolve(recipe, row, context, ())
 
@@ -328,6 +339,8 @@ def resolve(recipe: Recipe, row: Row, context: Context) -> Experiment:
 def _resolve(recipe: Recipe, row: Row, context: Context, before: tuple[str, ...]) -> Experiment:
     """`resolve` for a row that the rows in `before` start from, one after the other."""
     where = f"{recipe.name}, row '{row.label}'"
+    if row.quoted:
+        raise RecipeError(f"{where}: is quoted from the paper, never run")
     missing = recipe.needs(row)
     if missing:
         raise RecipeError(f"{where}: can't run yet, needs: {', '.join(missing)}")
@@ -359,8 +372,6 @@ def _source_of(init: InitFrom, context: Context, before: tuple[str, ...]) -> Exp
     name = f"{recipe.name}/{slug(row.label)}"
     if name in before:
         raise RecipeError(f"a row can't start from itself: {' starts from '.join([*before, name])}")
-    if row.quoted:
-        raise RecipeError(f"{name}: is quoted from the paper, never run")
     own = ("branches", "test", "init")
     passed = tuple(text for text in context.overrides if re.split(r"[.=]", text.strip())[0] not in own)
     return _resolve(recipe, row, replace(context, overrides=passed), before)
@@ -422,41 +433,62 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
 def apply_overrides(tree: Tree, overrides: Sequence[str], *, where: str) -> Tree:
     """A resolved plain tree with `key.path=value` laid over it, in order.
 
-    The key must exist. Setting a `kind` starts that part afresh with its defaults.
+    The key must exist. A whole table, or another `kind`, starts that part afresh with its defaults, which the
+    overrides after it may change; the kind that is already there changes nothing.
 
     Raises:
         RecipeError: every override that is no `key=value`, names an unknown key or can't be read.
     """
-    problems = []
+    problems: list[str] = []
+    unread: list[str] = []  # parts that could not be started afresh: what their keys are isn't known
     for text in overrides:
         key, eq, raw = text.partition("=")
         key = key.strip()
         if not eq or not key:
             problems.append(f"{where}: '{text}' is no override; write key.path=value")
             continue
+        if any(key.startswith(f"{part}.") for part in unread):
+            continue
         known = _known_paths(tree)
-        if key not in known and not key.endswith(".kind"):
+        if key not in known:
             problems.append(f"{where}: {key}: no such key{_closest_path(key, known)}")
             continue
         steps = key.split(".")
-        value = parse_value(raw)
-        if steps[-1] == "kind":
-            steps, value = steps[:-1], {"kind": value}
-        tree = _put(tree, steps, value)
+        try:
+            value = parse_value(raw, where=f"{where}: {key}")
+            if steps[-1] == "kind" and value == _at(tree, steps):
+                continue
+            if steps[-1] == "kind":
+                steps, value = steps[:-1], {"kind": value}
+            changed = _put(tree, steps, value)
+            tree = plain(read_part(Experiment, changed, where=where)) if isinstance(value, dict) else changed
+        except RecipeError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+            unread.append(".".join(steps))
     if problems:
         raise RecipeError(problems)
     return tree
 
 
-def parse_value(raw: str) -> Any:
-    """A value as TOML writes it; `unset` for an optional key without value; any other bare word is a string."""
+def parse_value(raw: str, *, where: str) -> Any:
+    """A value as TOML writes it; `unset` for an optional key without value; any other bare word is a string.
+
+    Args:
+        raw: the text.
+        where: opens a complaint.
+
+    Raises:
+        RecipeError: it is or holds a date or a time, which no setting is.
+    """
     raw = raw.strip()
     if raw == "unset":
         return None
     try:
-        return tomllib.loads(f"value = {raw}")["value"]
+        value = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         return raw
+    _refuse_dates(value, where=where)
+    return value
 
 
 def changes(under: Experiment, over: Experiment) -> dict[str, tuple[Any, Any]]:
@@ -480,6 +512,11 @@ def slug(label: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", label.lower().replace("†", "-dagger")).strip("-")
 
 
+def short(name: str) -> str:
+    """A recipe's name for people: of a user's own file, the file's name alone."""
+    return Path(name).stem if name.endswith(".toml") else name
+
+
 def find_param(name: str, *, recipe: str | None = None) -> list[tuple[Recipe, list[Sweep]]]:
     """The recipes that sweep a parameter of that name, each with its sweeps of it."""
     found = []
@@ -495,14 +532,16 @@ def read_toml(path: Path) -> Tree:
     """A TOML file as a plain tree.
 
     Raises:
-        RecipeError: the file is missing or no TOML, with the line.
+        RecipeError: the file is missing or no TOML, with the line; or it has a date or a time.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not TOML: {error}") from None
+    _refuse_dates(tree, where=str(path))
+    return tree
 
 
 @cache
@@ -651,6 +690,20 @@ def _closest_path(key: str, known: list[str]) -> str:
         if siblings
         else closest(key.split(".")[0], [k for k in known if "." not in k])
     )
+
+
+def _refuse_dates(tree: Any, *, where: str) -> None:
+    """TOML has dates and times, recipes don't."""
+    if isinstance(tree, date | time):
+        raise RecipeError(f'{where}: {tree} is a date or a time to TOML; a text stands in quotes: "{tree}"')
+    for below in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        _refuse_dates(below, where=where)
+
+
+def _at(tree: Any, steps: Sequence[str]) -> Any:
+    for step in steps:
+        tree = tree[int(step)] if isinstance(tree, list) else tree[step]
+    return tree
 
 
 def _put(tree: Any, steps: Sequence[str], value: Any) -> Any:

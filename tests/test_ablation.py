@@ -1,0 +1,170 @@
+"""Ablations as recipes: values of every type, grids, series, and files that never stand for two things."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detbench import ablation, recipes
+from detbench.errors import RecipeError
+from detbench.parts.experiment import Experiment
+from detbench.parts.training import Sgd
+from detbench.recipes import Context, Recipe
+
+OWN = """
+[recipe]
+paper = "none"
+table = "own"
+title = "rows with more than settings"
+metrics = ["AP"]
+base = "dense"
+baseline = "plain"
+
+[[row]]
+label = "plain"
+use = "onenet"
+scale.cpu.schedule.length = 77
+
+[[row]]
+label = "of tomorrow"
+use = "onenet"
+needs = ["time machine"]
+
+[[row]]
+label = "of others"
+quoted = true
+
+[[sweep]]
+param = "rate"
+key = "optim.lr"
+use = "fcos"
+point = [{ value = 0.1, label = "rate 0.1", needs = ["courage"] }, { value = 0.2, label = "rate 0.2" }]
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    path = tmp_path / "own.toml"
+    path.write_text(OWN, encoding="utf-8")
+    return str(path)
+
+
+def made(folder: Path, *params: str, values: tuple[str, ...] = (), **where: Any) -> Recipe:
+    chosen = {"recipe": "quickstart", "row": None} | where
+    return recipes.load(str(ablation.make(params, values=values, folder=folder, **chosen)))
+
+
+def experiments(recipe: Recipe) -> dict[str, Experiment]:
+    return {label: recipes.resolve(recipe, row, Context("cpu")) for label, row in recipe.rows.items()}
+
+
+# ------------------------------------------------------------------ values
+
+
+def test_whole_numbers_stay_whole(tmp_path: Path) -> None:
+    found = experiments(made(tmp_path, "training.batch", values=("8,16",)))
+    assert {label: e.training.batch for label, e in found.items()} == {
+        "training.batch=8": 8,
+        "training.batch=16": 16,
+    }
+
+
+def test_lists_are_values(tmp_path: Path) -> None:
+    recipe = made(tmp_path, "optim.betas", values=("[0.9,0.99],[0.8,0.9]",))
+    assert [e.optim.betas for e in experiments(recipe).values()] == [(0.9, 0.99), (0.8, 0.9)]
+    (sweep,) = recipe.sweeps
+    assert [point.value for point in sweep.point] == ["[0.9,0.99]", "[0.8,0.9]"]
+
+
+def test_tables_with_lists_in_them_are_values(tmp_path: Path) -> None:
+    values = ('{ kind = "drops", at = [0.5, 0.75] }, { kind = "constant" }',)
+    found = experiments(made(tmp_path, "schedule.decay", values=values)).values()
+    assert [e.schedule.decay.kind for e in found] == ["drops", "constant"]
+
+
+def test_a_value_that_no_recipe_can_spell_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"optim\.clip_norm: 'unset' can't stand in a recipe"):
+        made(tmp_path, "optim.clip_norm", values=("0.1,unset",))
+    with pytest.raises(RecipeError, match=r"test\.branch: 2020-01-01 is a date"):
+        made(tmp_path, "test.branch", values=("2020-01-01",))
+
+
+def test_two_values_never_share_a_row_however_close_they_are(tmp_path: Path) -> None:
+    recipe = made(tmp_path, "optim.lr", values=("0.00012345678,0.00012345679",))
+    assert {e.optim.lr for e in experiments(recipe).values()} == {0.00012345678, 0.00012345679}
+
+
+# ------------------------------------------------------------------ files
+
+
+def test_each_ablation_has_a_file_of_its_own_and_the_same_command_the_same_file(tmp_path: Path) -> None:
+    rows = ["FCOS", "OneNet", "FCOS"]
+    paths = [made(tmp_path, "optim.lr", values=("1e-3",), row=row).path for row in rows]
+    assert paths[0] == paths[2]
+    assert paths[0] != paths[1]
+
+
+# ------------------------------------------------------------------ rows
+
+
+def test_a_key_path_keeps_what_its_row_says_of_a_scale_and_needs(tmp_path: Path, own: str) -> None:
+    recipe = made(tmp_path, "optim.lr", values=("0.1",), recipe=own)
+    (changed,) = experiments(recipe).values()
+    assert (changed.schedule.length, changed.optim.lr) == (77, 0.1)
+    waiting = made(tmp_path, "optim.lr", values=("0.1",), recipe=own, row="of tomorrow")
+    assert [waiting.needs(row) for row in waiting.rows.values()] == [("time machine",)]
+
+
+def test_a_key_path_has_no_quoted_row_to_start_from(tmp_path: Path, own: str) -> None:
+    with pytest.raises(RecipeError, match="row 'of others': is quoted from the paper, never run"):
+        made(tmp_path, "optim.lr", values=("0.1",), recipe=own, row="of others")
+
+
+def test_a_grid_of_key_paths_keeps_scale_and_needs_too(tmp_path: Path, own: str) -> None:
+    where = {"recipe": own, "values": ("0.1,0.2", '"sgd"')}
+    found = experiments(made(tmp_path, "optim.lr", "optim.kind", **where))
+    assert [e.optim for e in found.values()] == [Sgd(lr=0.1), Sgd(lr=0.2)]
+    assert {e.schedule.length for e in found.values()} == {77}
+
+
+def test_a_grid_gathers_the_needs_of_its_values(tmp_path: Path, own: str) -> None:
+    recipe = made(tmp_path, "rate", "training.batch", values=("0.1,0.2,0.3", "8"), recipe=own)
+    needs = {label: recipe.needs(row) for label, row in recipe.rows.items()}
+    assert needs == {
+        "rate=0.1, training.batch=8": ("courage",),
+        "rate=0.2, training.batch=8": (),
+        "rate=0.3, training.batch=8": (),
+    }
+    assert {row.use for row in recipe.rows.values()} == {"fcos"}, "the baseline, OneNet, has no part in it"
+
+
+# ------------------------------------------------------------------ series
+
+GRID = {"recipe": "date/table10", "values": ("1,3", "2")}
+
+
+def test_a_grid_says_which_series_it_takes(tmp_path: Path) -> None:
+    recipe = made(tmp_path, "lambda_o2m", "lambda_o2o", **GRID)
+    assert {row.use for row in recipe.rows.values()} == {"date-f"}
+    assert "Of lambda_o2m this is the series 'DATE-F'; a --row of 'DATE-R' gives another." in recipe.head.note
+
+
+def test_a_grid_takes_the_series_of_the_row_that_is_named(tmp_path: Path) -> None:
+    row = "DATE-R, lambda_o2o=1, lambda_o2m=0.5"
+    recipe = made(tmp_path, "lambda_o2m", "lambda_o2o", row=row, **GRID)
+    assert recipe.head.note.endswith("from date/table10.")
+    weights = {
+        label: (e.branches["o2m"].predictor.kind, e.branches["o2m"].weight, e.branches["o2o"].weight)
+        for label, e in experiments(recipe).items()
+    }
+    assert weights == {
+        "lambda_o2m=1, lambda_o2o=2": ("anchor", 1.0, 2.0),
+        "lambda_o2m=3, lambda_o2o=2": ("anchor", 3.0, 2.0),
+    }
+
+
+def test_a_row_of_another_parameter_chooses_no_series(tmp_path: Path, own: str) -> None:
+    with pytest.raises(RecipeError, match=r"'plain' is no row of 'rate'; its rows are rate-0\.1, rate-0\.2"):
+        made(tmp_path, "rate", recipe=own, row="plain")

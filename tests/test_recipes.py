@@ -1,0 +1,129 @@
+"""How rows become experiments: overrides, what they refuse, and the names recipes go by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detbench import recipes
+from detbench.errors import RecipeError
+from detbench.parts.experiment import Experiment
+from detbench.parts.part import flatten
+from detbench.parts.training import AdamW, Cosine, Sgd
+from detbench.recipes import SCALES, Context
+
+OWN = """
+[recipe]
+paper = "none"
+table = "own"
+title = "one row"
+metrics = ["AP"]
+base = "dense"
+
+[[row]]
+label = "one"
+use = "onenet"
+"""
+
+
+def resolved(*overrides: str, name: str = "quickstart/fcos") -> Experiment:
+    recipe, row = recipes.named_row(name)
+    return recipes.resolve(recipe, row, Context("smoke", None, overrides))
+
+
+def problems(*overrides: str, name: str = "quickstart/fcos") -> list[str]:
+    with pytest.raises(RecipeError) as error:
+        resolved(*overrides, name=name)
+    return error.value.problems
+
+
+# ------------------------------------------------------------------ overrides
+
+
+def test_the_keys_of_another_kind_can_be_set_in_the_same_command() -> None:
+    assert resolved("optim.kind=sgd", "optim.lr=0.02").optim == Sgd(lr=0.02)
+
+
+def test_the_keys_that_a_whole_table_leaves_to_their_defaults_can_be_set_after_it() -> None:
+    changed = resolved('schedule.decay={kind="cosine"}', "schedule.decay.floor=0.5")
+    assert changed.schedule.decay == Cosine(floor=0.5)
+
+
+def test_setting_the_kind_that_is_there_already_keeps_its_settings() -> None:
+    before = resolved()
+    assert before.optim != AdamW(), "else the test could not see them reset"
+    assert resolved("optim.kind=adamw") == before
+
+
+@pytest.mark.parametrize(
+    "name", ["quickstart/date-f", "date/table5/date-r-ours", "date/table2/defcn-3x-3dmf"]
+)
+@pytest.mark.parametrize("scale", SCALES)
+def test_all_settings_of_a_row_are_overrides_that_change_nothing(name: str, scale: Any) -> None:
+    recipe, row = recipes.named_row(name)
+    plain = recipes.resolve(recipe, row, Context(scale))
+    said = [f"{key}={_toml(value)}" for key, value in flatten(recipes.settings(plain)).items()]
+    assert recipes.resolve(recipe, row, Context(scale, None, tuple(said))) == plain
+
+
+def test_mistakes_of_all_overrides_come_at_once() -> None:
+    found = problems("optim.kind=sdg", "optim.momentum=0.5", "schedule.lenght=1", "a=1", "b")
+    assert len(found) == 4
+    for problem, words in zip(
+        found,
+        (
+            "optim.kind: unknown kind 'sdg'; did you mean 'sgd'?",
+            "schedule.lenght: no such key; did you mean 'schedule.length'?",
+            "a: no such key",
+            "'b' is no override; write key.path=value",
+        ),
+        strict=True,
+    ):
+        assert words in problem
+
+
+@pytest.mark.parametrize("key", ["schedule.length.foo.kind", "init.foo.kind", "optim.lr.kind", "kind"])
+def test_a_kind_below_what_has_none_is_no_such_key(key: str) -> None:
+    (problem,) = problems(f"{key}=x")
+    assert f"{key}: no such key" in problem
+
+
+@pytest.mark.parametrize("value", ["2020-01-01", "[2020-01-01T10:00:00]", "{ a = 10:00:00 }"])
+def test_a_date_is_no_value(value: str) -> None:
+    (problem,) = problems(f"test.branch={value}")
+    assert "test.branch: " in problem
+    assert "is a date or a time to TOML; a text stands in quotes" in problem
+
+
+def test_a_date_in_a_file_is_a_mistake_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(OWN + "note = 2020-01-01\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"own\.toml: 2020-01-01 is a date or a time"):
+        recipes.load(str(path))
+
+
+# ------------------------------------------------------------------ rows and names
+
+
+def test_a_quoted_row_is_never_resolved() -> None:
+    assert problems(name="date/table4/annotations") == [
+        "date/table4, row 'Annotations': is quoted from the paper, never run"
+    ]
+
+
+def test_a_users_own_recipe_has_one_name_wherever_it_is_named_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(OWN, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert recipes.load("own.toml").name == str(path)
+    assert recipes.load("../" + tmp_path.name + "/own.toml") is recipes.load(str(path))
+    assert recipes.named_row("own.toml/one")[0].name == str(path)
+
+
+def _toml(value: Any) -> str:
+    return "unset" if value is None else json.dumps(value)
