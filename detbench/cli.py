@@ -21,8 +21,8 @@ from detbench.errors import BatchFailed, BudgetRefused, DetbenchError, Interrupt
 
 if TYPE_CHECKING:
     from detbench.recipes import Context, Recipe, Row
-    from detbench.workers import Outcome
     from detbench.store import Store
+    from detbench.workers import Outcome
 
 P = ParamSpec("P")
 

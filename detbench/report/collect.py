@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
 
-from detbench.errors import RecipeError
-from detbench.parts.data import Drawn
+from detbench.errors import DataError, RecipeError
+from detbench.parts.data import Source
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import canonical, plain
 from detbench.recipes import Context, Recipe, Row, changes, load, resolve, select
 from detbench.report.gather import Collected, Entry
-from detbench.results import RESULT, read_curve, read_request
+from detbench.results import RESULT, read_curve, read_request, read_result
 from detbench.store import Store
+
+Fingerprint = Callable[[Source], str | None]
 
 
 def collect(
@@ -26,56 +31,105 @@ def collect(
 
     Args:
         store: where the runs are.
-        patterns: recipes to report; by default all that finished runs were asked for by.
+        patterns: recipes or rows to report; by default all that finished runs were asked for by. A recipe that can't
+            be loaded any more is left out then, with a line on stderr.
         scale: only this scale.
         context: only what was run with this scale, data and overrides; then a table is given even with no run in it.
 
     Raises:
         RecipeError: a pattern stands for nothing.
     """
-    requests = [read_request(folder) for folder in store.folders() if (folder / RESULT).is_file()]
-    fingerprints = {canonical(r["experiment"]["data"]["source"]): r["fingerprint"] for r in requests}
+    finished = [folder for folder in store.folders() if (folder / RESULT).is_file()]
+    requests = [read_request(folder) for folder in sorted(finished, key=lambda f: read_result(f).finished)]
+    fingerprint = _fingerprints(store, requests)
     contexts = dict.fromkeys(Context(r["scale"], r["data"], tuple(r["overrides"])) for r in requests)
     if context is not None:
         contexts = {context: None}
     names = dict.fromkeys(place[0] for r in requests for place in r["places"])
-    recipes = [recipe for recipe, _ in select(patterns)] if patterns else list(_still_there(names))
+    chosen = select(patterns) if patterns else [(r, list(r.rows.values())) for r in _still_there(names)]
     tables = []
-    for recipe in recipes:
-        for chosen in contexts:
-            if scale is None or chosen.scale == scale:
-                table = _table(recipe, chosen, store, fingerprints)
+    for recipe, rows in chosen:
+        for one in contexts:
+            if scale is None or one.scale == scale:
+                table = _table(recipe, rows, one, store, fingerprint)
                 if table.results or context is not None:
                     tables.append(table)
     return tables
 
 
+def _fingerprints(store: Store, requests: Iterable[dict[str, Any]]) -> Fingerprint:
+    """What names the data of a source now. Of data that can't be read any more, its newest run wrote it down.
+
+    Args:
+        store: keeps parsed annotations.
+        requests: of finished runs, the newest last.
+    """
+    from detbench.data.fingerprint import fingerprint
+
+    written = {canonical(r["experiment"]["data"]["source"]): r["fingerprint"] for r in requests}
+
+    @cache  # of real data each one looks at every image file
+    def of(source: Source) -> str | None:
+        try:
+            return fingerprint(source, store.cache)
+        except DataError:
+            return written.get(canonical(plain(source)))
+
+    return of
+
+
 def _still_there(names: Iterable[str]) -> Iterable[Recipe]:
-    """The recipes of those names; a user's own file may be gone by now."""
+    """The recipes of those names; a user's own file may be gone or broken by now."""
+    found = {}
     for name in names:
-        if not name.endswith(".toml") or Path(name).is_file():
-            yield load(name)
+        try:
+            recipe = load(name)
+        except RecipeError as error:
+            print(f"left out of the report: {'; '.join(error.problems)}", file=sys.stderr)
+        else:
+            found[recipe.name] = recipe
+    return found.values()
 
 
-def _table(recipe: Recipe, context: Context, store: Store, fingerprints: dict[str, str]) -> Collected:
-    baseline = _experiment(recipe, recipe.rows.get(recipe.head.baseline), context)
-    entries = []
-    for row in recipe.rows.values():
+def _table(
+    recipe: Recipe, rows: Sequence[Row], context: Context, store: Store, fingerprint: Fingerprint
+) -> Collected:
+    baseline = recipe.rows.get(recipe.head.baseline)
+    under = _experiment(recipe, baseline, context)
+
+    def entry(row: Row) -> Entry:
         experiment = _experiment(recipe, row, context)
-        digest = None if experiment is None else _digest(experiment, store, fingerprints)
+        data = None if experiment is None else fingerprint(experiment.data.source)
+        digest = None if experiment is None or data is None else experiment.digest(data)
         results = store.finished(digest) if digest else []
-        entries.append(
-            Entry(
-                row=row,
-                digest=digest,
-                needs=recipe.needs(row),
-                changes=changes(baseline, experiment) if baseline and experiment else {},
-                results=results,
-                curves=[read_curve(store.folder(result.digest, result.seed)) for result in results],
-            )
+        return Entry(
+            row=row,
+            digest=digest,
+            needs=recipe.needs(row),
+            changes=changes(under, experiment) if under and experiment else {},
+            results=results,
+            curves=[read_curve(store.folder(result.digest, result.seed)) for result in results],
         )
-    data = next((result.data["name"] for entry in entries for result in entry.results), context.data or "")
-    return Collected(recipe, context.scale, data, context.overrides, entries)
+
+    entries = [entry(row) for row in recipe.rows.values() if row in rows]
+    unlisted = entry(baseline) if baseline is not None and baseline not in rows else None
+    name = next((result.data["name"] for e in entries for result in e.results), context.data or "")
+    return Collected(_only(recipe, rows), context.scale, name, context.overrides, entries, unlisted)
+
+
+def _only(recipe: Recipe, rows: Sequence[Row]) -> Recipe:
+    """A recipe as if it had no other rows than these."""
+    labels = [row.label for row in rows]
+    sweeps = (
+        replace(sweep, point=tuple(point for point in sweep.point if point.label in labels))
+        for sweep in recipe.sweeps
+    )
+    return replace(
+        recipe,
+        rows={label: row for label, row in recipe.rows.items() if label in labels},
+        sweeps=tuple(sweep for sweep in sweeps if sweep.point),
+        claims=tuple(claim for claim in recipe.claims if set(claim.rows) <= set(labels)),
+    )
 
 
 def _experiment(recipe: Recipe, row: Row | None, context: Context) -> Experiment | None:
@@ -86,14 +140,3 @@ def _experiment(recipe: Recipe, row: Row | None, context: Context) -> Experiment
         return resolve(recipe, row, context)
     except RecipeError:
         return None
-
-
-def _digest(experiment: Experiment, store: Store, fingerprints: dict[str, str]) -> str | None:
-    """The name of an experiment's runs. The data need not be there any more: its fingerprint was written down."""
-    source = experiment.data.source
-    known = fingerprints.get(canonical(plain(source)))
-    if known is None and isinstance(source, Drawn):
-        from detbench.data.fingerprint import fingerprint
-
-        known = fingerprint(source, store.cache)
-    return None if known is None else experiment.digest(known)

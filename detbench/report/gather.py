@@ -61,6 +61,7 @@ class Collected:
         data_name: of the data set, such as "drawn shapes".
         overrides: `key.path=value` laid over every row.
         entries: one for each row, in the paper's order.
+        unlisted: the baseline, where only other rows are reported.
     """
 
     recipe: Recipe
@@ -68,6 +69,7 @@ class Collected:
     data_name: str
     overrides: tuple[str, ...]
     entries: list[Entry]
+    unlisted: Entry | None = None
 
     @property
     def name(self) -> str:
@@ -86,8 +88,9 @@ class Collected:
 
     @property
     def baseline(self) -> Entry | None:
-        """The row that differences are taken to, if the recipe names one."""
-        return next((entry for entry in self.entries if entry.row.label == self.recipe.head.baseline), None)
+        """The row that differences are taken to, if the recipe names one; it need not be among the entries."""
+        label = self.recipe.head.baseline
+        return next((entry for entry in self.entries if entry.row.label == label), self.unlisted)
 
     def entry(self, label: str) -> Entry:
         """The row of that label."""
