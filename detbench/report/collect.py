@@ -118,7 +118,7 @@ def _table(
 
 
 def _only(recipe: Recipe, rows: Sequence[Row]) -> Recipe:
-    """A recipe as if it had no other rows than these."""
+    """A recipe with what its sweeps and claims say about these rows alone."""
     labels = [row.label for row in rows]
     sweeps = (
         replace(sweep, point=tuple(point for point in sweep.point if point.label in labels))
@@ -126,7 +126,6 @@ def _only(recipe: Recipe, rows: Sequence[Row]) -> Recipe:
     )
     return replace(
         recipe,
-        rows={label: row for label, row in recipe.rows.items() if label in labels},
         sweeps=tuple(sweep for sweep in sweeps if sweep.point),
         claims=tuple(claim for claim in recipe.claims if set(claim.rows) <= set(labels)),
     )

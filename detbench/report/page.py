@@ -92,7 +92,7 @@ def key_of(collected: Collected) -> str:
 def command_of(collected: Collected) -> str:
     """The command that makes these runs."""
     seeds = {result.seed for result in collected.results}
-    name = collected.recipe.name if collected.shipped else f"{collected.recipe.name}.toml"
+    name = collected.recipe.name if collected.shipped else collected.recipe.path.name
     measured = [entry.row for entry in collected.entries if entry.results]
     whole = len(measured) == len(collected.recipe.runnable())
     words = ["detbench", "run", *([name] if whole else [f"{name}/{slug(row.label)}" for row in measured])]
