@@ -79,6 +79,14 @@ def test_a_branch_asked_for_alone_predicts_the_same(shared: bool) -> None:
         assert torch.allclose(alone[name].pred_boxes, everything[name].pred_boxes, atol=1e-3)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_order_of_branches_changes_no_weight(shared: bool) -> None:
+    one = small(ALL, shared=shared).state_dict()
+    other = small(dict(reversed(ALL.items())), shared=shared).state_dict()
+    assert list(one) == list(other)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_branches_not_asked_for_arent_computed() -> None:
     detector = small(shared=False)
     called: list[str] = []

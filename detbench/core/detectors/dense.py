@@ -147,7 +147,8 @@ def build_dense(part: Dense, *, branches: Mapping[str, Branch], num_classes: int
     neck = Fpn(backbone.out_channels, channels=part.neck.channels, num_levels=part.neck.num_levels)
     subnets, channels = part.subnets, part.neck.channels
     predictors, unfiltered = {}, {}
-    for name, branch in branches.items():
+    # By name: random weights are drawn in the order of building, and the order of branches is no part of a recipe.
+    for name, branch in sorted(branches.items()):
         if branch.predictor.kind == "unfiltered":
             unfiltered[name] = branch.predictor.branch
         else:
