@@ -6,13 +6,15 @@ Data goes to stdout, progress and messages to stderr. Imports of detbench stand 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from detbench.recipes import Context, Recipe, Row
     from detbench.store import Store
     from detbench.workers import Outcome
-
-P = ParamSpec("P")
 
 app = typer.Typer(
     name="detbench",
@@ -75,9 +75,9 @@ Patterns = Annotated[
         "key.path=value overrides settings.",
     ),
 ]
-OptionalPatterns = Annotated[
+OptionalNames = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[RECIPE...] [KEY=VALUE]...", help="As for `run`; everything by default."),
+    typer.Argument(metavar="[RECIPE...]", help="Recipes or rows, globs allowed; all by default."),
 ]
 ScaleOption = Annotated[Scale, typer.Option(help="smoke, cpu (the default), gpu or paper.")]
 DataOption = Annotated[
@@ -110,7 +110,7 @@ def main() -> None:
         app()
     except DetbenchError as error:
         if "--json" in sys.argv:
-            print(json.dumps({"error": {"kind": type(error).__name__, "message": str(error)}}, indent=1))
+            _print_json(_error_tree(error))
         _say(str(error))
         sys.exit(error.exit_code)
     except BrokenPipeError:
@@ -132,9 +132,7 @@ def _root(
 
 @app.command()
 def ls(
-    patterns: Annotated[
-        list[str] | None, typer.Argument(metavar="[RECIPE...]", help="Names or globs; all by default.")
-    ] = None,
+    patterns: OptionalNames = None,
     rows: Annotated[bool, typer.Option("--rows", help="List every row.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -153,7 +151,7 @@ def show(
     patterns: Patterns, scale: ScaleOption = Scale.cpu, data: DataOption = None, as_json: JsonOption = False
 ) -> None:
     """Show the resolved experiment of rows, and what each changes from its table's baseline."""
-    from detbench import listing, recipes
+    from detbench import listing
 
     chosen, context = _parse(patterns, scale, data)
     if as_json:
@@ -162,12 +160,11 @@ def show(
     for recipe, some in chosen:
         for row in some:
             listing.show_row(recipe, row, context, whole=len(some) == 1)
-    del recipes
 
 
 @app.command()
 def validate(
-    patterns: OptionalPatterns = None,
+    patterns: OptionalNames = None,
     scale: Annotated[Scale | None, typer.Option(help="One scale; all by default.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -246,7 +243,11 @@ def ablate(
         str | None, typer.Option(help="Where the name stands in several recipes, or for key paths.")
     ] = None,
     row: Annotated[
-        str | None, typer.Option(help="The row a key path starts from; the baseline by default.")
+        str | None,
+        typer.Option(
+            help="The row a key path starts from, the baseline by default; of a parameter with several series, "
+            "those it stands in."
+        ),
     ] = None,
     scale: ScaleOption = Scale.cpu,
     data: DataOption = None,
@@ -268,6 +269,7 @@ def ablate(
     store = _store(runs)
     path = ablation.make(param or [], values=values or [], recipe=recipe, row=row, folder=store.ablations)
     chosen, context = _parse([str(path), *(overrides or [])], scale, data)
+    _say(chosen[0][0].head.note)
     if dry_run:
         tree = listing.plan_tree(make_plan(chosen, context, seeds=range(seeds), store=store), chosen, store)
         _print_json(tree) if as_json else listing.show_plan(tree)
@@ -281,7 +283,7 @@ def ablate(
 
 @app.command()
 def report(
-    patterns: OptionalPatterns = None,
+    patterns: OptionalNames = None,
     scale: Annotated[Scale | None, typer.Option(help="Only this scale.")] = None,
     format: Annotated[Format, typer.Option("--format", help="Of what is printed.")] = Format.terminal,
     output: Annotated[
@@ -355,8 +357,18 @@ def check(
     """List everything that is wrong or odd about a data set; exit 2 if it can't be used."""
     from detbench import listing
     from detbench.data.check import check as examine
+    from detbench.parts.part import plain
 
-    listing.show_check(examine(folder), folder, as_json=as_json)
+    found = examine(folder)
+    error = listing.check_error(found, folder)
+    if as_json and error is not None:
+        _fail(error, plain(found))
+    if as_json:
+        _print_json(plain(found))
+    else:
+        listing.show_check(found)
+    if error is not None:
+        raise error
 
 
 @data_app.command("convert")
@@ -429,9 +441,8 @@ def _run(
         _mention_waiting(recipe, rows)
     if budget is not None:
         _hold_to_budget(listing.plan_tree(cells, chosen, store), budget)
-    outcomes: list[Outcome] = []
     try:
-        with watching(cells) as watch:
+        with _signals_interrupt(), watching(cells) as watch:
             outcomes = execute(
                 cells, store=store, jobs=jobs, threads=threads, workers=workers, device=device, force=force,
                 watch=watch,
@@ -441,12 +452,43 @@ def _run(
             "stopped; finished runs and checkpoints are kept. The same command goes on where it stopped"
         ) from None
     tables = collect(store, [recipe.name for recipe, _ in chosen], context=context)
+    error = _failure(outcomes)
+    if error is not None and as_json:
+        _fail(error, {"tables": json.loads(render(tables, "json"))})
     print(render(tables, "json" if as_json else "terminal"), end="")
+    if error is not None:
+        raise error
+
+
+def _failure(outcomes: Sequence[Outcome]) -> DetbenchError | None:
+    """What is to be said of runs that failed."""
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
-    if failed:
-        lines = [f"{outcome.cell.label}, seed {outcome.cell.seed}: {outcome.message}" for outcome in failed]
-        kind = RunFailed if len(outcomes) == len(failed) else BatchFailed
-        raise kind(f"{len(failed)} of {len(outcomes)} runs failed:\n" + "\n".join(lines))
+    if not failed:
+        return None
+    lines = [f"{outcome.cell.label}, seed {outcome.cell.seed}: {outcome.message}" for outcome in failed]
+    kind = RunFailed if len(outcomes) == len(failed) else BatchFailed
+    return kind(f"{len(failed)} of {len(outcomes)} runs failed:\n" + "\n".join(lines))
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP stop the work as Ctrl-C does: workers, in sessions of their own, would not hear of them."""
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def stop(number: int, frame: object) -> None:
+        for other in before:  # a second one must not cut off the saving
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _mention_waiting(recipe: Recipe, rows: Sequence[Row]) -> None:
@@ -471,6 +513,17 @@ def _store(root: Path) -> Store:
     from detbench.store import Store
 
     return Store(root)
+
+
+def _error_tree(error: DetbenchError) -> dict[str, Any]:
+    return {"error": {"kind": type(error).__name__, "message": str(error)}}
+
+
+def _fail(error: DetbenchError, tree: dict[str, Any]) -> NoReturn:
+    """Ends a command with an error and what it found all the same, in one JSON document."""
+    _print_json(_error_tree(error) | tree)
+    _say(str(error))
+    raise typer.Exit(error.exit_code)
 
 
 def _print_json(tree: Any) -> None:

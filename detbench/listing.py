@@ -13,7 +13,7 @@ from rich.table import Table
 
 from detbench.errors import DataError, RecipeError
 from detbench.parts.part import flatten, plain
-from detbench.recipes import Context, Recipe, Row, changes, load, resolve, settings, slug
+from detbench.recipes import Context, Recipe, Row, changes, load, resolve, settings, short, slug
 from detbench.results import read_request, read_result
 from detbench.runs import Cell, estimate, progress
 from detbench.store import Store, state_of
@@ -53,7 +53,7 @@ def show(chosen: Chosen, *, rows: bool) -> None:
     for recipe, some in chosen:
         runnable = [row for row in some if _row_state(recipe, row) == "runs"]
         table.add_row(
-            f"[bold]{recipe.name}[/]",
+            f"[bold]{recipe.short_name}[/]",
             str(len(some)),
             str(len(runnable)),
             recipe.head.title,
@@ -66,14 +66,18 @@ def show(chosen: Chosen, *, rows: bool) -> None:
 
 
 def resolved_tree(recipe: Recipe, row: Row, context: Context) -> dict[str, Any]:
-    """A resolved row for `show --json`."""
-    experiment = resolve(recipe, row, context)
+    """A row for `show --json`: resolved, if it can run."""
+    state = _row_state(recipe, row)
+    runs = state == "runs"
+    changed = _from_baseline(recipe, row, context) if runs else {}
     return {
         "recipe": recipe.name,
         "row": row.label,
         "scale": context.scale,
-        "experiment": plain(experiment),
-        "changes": {key: list(pair) for key, pair in _from_baseline(recipe, row, context).items()},
+        "state": state,
+        "needs": list(recipe.needs(row)),
+        "experiment": plain(resolve(recipe, row, context)) if runs else None,
+        "changes": {key: list(pair) for key, pair in changed.items()},
     }
 
 
@@ -144,7 +148,7 @@ def plan_tree(cells: Sequence[Cell], chosen: Chosen, store: Store) -> dict[str, 
             expected = estimate(cell, load(cell.places[0][0]), store=store)
         entries.append(
             {
-                "rows": [f"{name}: {label}" for name, label in cell.places],
+                "rows": [f"{short(name)}: {label}" for name, label in cell.places],
                 "asked": cell.asked,
                 "starts_from": None if cell.experiment.init is None else cell.experiment.init.row,
                 "seed": cell.seed,
@@ -162,7 +166,7 @@ def plan_tree(cells: Sequence[Cell], chosen: Chosen, store: Store) -> dict[str, 
         "disk_mb": sum(k["disk_mb"] for k in known) if None not in known else None,
     }
     waiting = [
-        f"{recipe.name}: {row.label}: {_describe(recipe, row)}"
+        f"{recipe.short_name}: {row.label}: {_describe(recipe, row)}"
         for recipe, rows in chosen
         for row in rows
         if row.quoted or recipe.needs(row)
@@ -228,7 +232,7 @@ def show_runs(tree: Sequence[dict[str, Any]]) -> None:
         step = "" if entry["step"] is None else f"{entry['step']}/{entry['of']}"
         ap = "" if entry["AP"] is None else f"{entry['AP']:.1f}"
         table.add_row(
-            entry["recipe"],
+            short(entry["recipe"]),
             entry["row"],
             str(entry["seed"]),
             entry["scale"],
@@ -247,22 +251,22 @@ def show_pairs(tree: dict[str, Any]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def show_check(found: Report, folder: Path, *, as_json: bool) -> None:
-    """What a check of a data folder found.
+def show_check(found: Report) -> None:
+    """What a check of a data folder found."""
+    for finding in found.findings:
+        print(f"{finding.severity}: {finding.where}: {finding.what}. {finding.advice}".rstrip())
+    for line in found.summary_lines():
+        print(line)
 
-    Raises:
-        DataError: something found is an error, so that the folder can't be used as it is.
-    """
-    if as_json:
-        print(json.dumps(plain(found), indent=1, ensure_ascii=False))
-    else:
-        for finding in found.findings:
-            print(f"{finding.severity}: {finding.where}: {finding.what}. {finding.advice}".rstrip())
-        for line in found.summary_lines():
-            print(line)
+
+def check_error(found: Report, folder: Path) -> DataError | None:
+    """Why the data of a checked folder can't be used as it is; None where it can."""
     errors = sum(finding.severity == "error" for finding in found.findings)
-    if errors:
-        raise DataError(f"{folder}: {errors} errors; the data can't be used until they are mended")
+    return (
+        DataError(f"{folder}: {errors} errors; the data can't be used until they are mended")
+        if errors
+        else None
+    )
 
 
 def _row_state(recipe: Recipe, row: Row) -> str:

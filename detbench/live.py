@@ -42,10 +42,10 @@ class _Screen:
         ended = {id(outcome.cell): outcome.state for outcome in done}
         table = Table("row", "seed", "state", "epoch", "loss", "score", "time left", box=None, pad_edge=False)
         for cell in self.cells:
-            if id(cell) in self.cached and id(cell) not in ended:
+            at_work = cell in running
+            if id(cell) in self.cached and id(cell) not in ended and not at_work:
                 table.add_row(cell.label, str(cell.seed), "[dim]was finished[/]", "", "", "", "")
                 continue
-            at_work = cell in running
             state = ended.get(id(cell), "running" if at_work else "waiting")
             now = progress(cell.folder) if at_work or state == "finished" else None
             table.add_row(cell.label, str(cell.seed), _colour(state), *_columns(now, at_work))

@@ -1,12 +1,23 @@
 """The command line as a user meets it: exit codes, messages, JSON, and that it starts without torch."""
 
+import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.live import Live
+from typer.testing import CliRunner
+
+from detbench import live, recipes, runs, workers
+from detbench.cli import app
+from detbench.results import RESULT
+from detbench.store import Store
 
 ROOT = Path(__file__).parent.parent
 
@@ -116,6 +127,91 @@ def test_errors_are_json_too():
     assert json.loads(outcome.stdout)["error"]["kind"] == "RecipeError"
 
 
+def test_runs_that_fail_are_one_json_document_with_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        workers, "execute", lambda cells, **_: [workers.Outcome(cell, "failed", "boom") for cell in cells]
+    )
+    arguments = ["run", "quickstart/fcos", "--scale", "smoke", "--runs", str(tmp_path), "--json"]
+    outcome = CliRunner().invoke(app, arguments)
+    assert outcome.exit_code == 1
+    tree = json.loads(outcome.stdout)
+    assert tree["error"] == {"kind": "RunFailed", "message": "1 of 1 runs failed:\nFCOS, seed 0: boom"}
+    assert [table["name"] for table in tree["tables"]] == ["quickstart"]
+    assert "boom" in outcome.stderr
+
+
+def test_data_with_errors_is_one_json_document_with_the_findings(tmp_path):
+    folder = tmp_path / "shapes"
+    assert detbench("data", "make", str(folder), "--size", "64", "--train", "2", "--val", "2").returncode == 0
+    (folder / "images" / "val_000001.png").unlink()
+    outcome = detbench("data", "check", str(folder), "--json")
+    assert outcome.returncode == 2
+    tree = json.loads(outcome.stdout)
+    assert tree["error"]["kind"] == "DataError"
+    assert [finding["severity"] for finding in tree["findings"]].count("error") == 1
+
+
+def test_a_table_with_rows_that_never_run_can_be_shown_as_json():
+    outcome = CliRunner().invoke(app, ["show", "date/table1", "align-detr/table4", "date/table4", "--json"])
+    assert outcome.exit_code == 0, outcome.output
+    states = {}
+    for entry in json.loads(outcome.stdout):
+        states.setdefault(entry["state"], []).append(entry)
+    assert set(states) == {"runs", "quoted", "needs parts"}
+    assert all(entry["experiment"] and not entry["needs"] for entry in states["runs"])
+    assert all(entry["experiment"] is None for entry in states["quoted"] + states["needs parts"])
+    assert all(entry["needs"] for entry in states["needs parts"])
+
+
+@pytest.mark.parametrize("command", ["report", "validate"])
+def test_what_takes_no_overrides_promises_none(command):
+    assert "KEY=VALUE" not in CliRunner().invoke(app, [command, "--help"]).stdout
+
+
+def test_a_grid_says_on_stderr_which_series_it_takes(tmp_path):
+    outcome = CliRunner().invoke(
+        app,
+        ["ablate", "--param", "lambda_o2m", "--param", "lambda_o2o", "--dry-run", "--runs", str(tmp_path)],
+    )
+    assert outcome.exit_code == 0, outcome.output
+    assert "Of lambda_o2m this is the series 'DATE-F'" in outcome.stderr
+
+
+def test_a_finished_run_that_is_forced_is_shown_at_work(tmp_path):
+    store = Store(tmp_path)
+    (cell,) = runs.plan(recipes.select(["quickstart/fcos"]), recipes.Context("smoke"), seeds=[0], store=store)
+    runs.request(cell)
+    (cell.folder / RESULT).touch()
+    shown = io.StringIO()
+    with Live(console=Console(file=shown, force_terminal=True), auto_refresh=False) as screen:
+        watch = live._Screen([cell], screen)
+        watch([cell], [])
+    assert "running" in shown.getvalue()
+    assert "was finished" not in shown.getvalue()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a system without SIGHUP")
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
+def test_a_run_that_is_told_to_stop_stops_its_workers(number, tmp_path):
+    started = subprocess.Popen(
+        [sys.executable, "-m", "detbench", "run", "quickstart/fcos", "schedule.length=1000000", "--scale", "smoke",
+         "--runs", str(tmp_path)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    give_up = time.monotonic() + 60
+    while not list(tmp_path.glob("*/0/environment.json")):
+        assert started.poll() is None and time.monotonic() < give_up, "the worker never began"
+        time.sleep(0.1)
+    children = Path(f"/proc/{started.pid}/task/{started.pid}/children")
+    (worker,) = map(int, children.read_text(encoding="utf-8").split())
+    started.send_signal(getattr(signal, number))
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 130, said
+    assert "stopped; finished runs and checkpoints are kept" in said
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+
+
 def test_a_budget_that_is_too_small_is_refused_with_5(tmp_path):
     outcome = detbench("run", "date/table1", "--budget", "0.5", "--runs", str(tmp_path / "runs"))
     assert outcome.returncode == 5
@@ -139,8 +235,8 @@ def test_shown_settings_are_valid_overrides(tmp_path):
     shown = detbench("show", "quickstart/date-f").stdout.splitlines()
     pairs = [line.partition(" = ") for line in shown if " = " in line and line[0] != "#"]
     overrides = [f"{key}={value}" for key, _, value in pairs]
-    scalars = [o for o in overrides if not o.split("=")[0].endswith("kind")]
-    again = detbench("plan", "quickstart/date-f", *scalars, "--runs", str(tmp_path), "--json")
+    assert any(override.startswith("optim.kind=") for override in overrides)
+    again = detbench("plan", "quickstart/date-f", *overrides, "--runs", str(tmp_path), "--json")
     plain = detbench("plan", "quickstart/date-f", "--runs", str(tmp_path), "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["cells"][0]["digest"] == json.loads(plain.stdout)["cells"][0]["digest"]
