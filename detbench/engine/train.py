@@ -177,7 +177,8 @@ class Trainer:
         for name, branch in self.experiment.branches.items():
             for loss, value in supervise(branch, outputs[name], targets).items():
                 losses[f"{name}.{loss}"] = value
-        return losses
+        # Summed by name, so that the order a recipe lists them in moves no bit.
+        return dict(sorted(losses.items()))
 
     def _refuse_non_finite(self, losses: dict[str, float], batch: Batch) -> None:
         if all(math.isfinite(value) for value in losses.values()):
