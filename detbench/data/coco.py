@@ -59,7 +59,10 @@ def find_layout(root: Path) -> Layout:
             return layout
         missing.append(", ".join(absent))
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder. Expected a data set in COCO format.")
+        raise DataError(
+            f"{root}: no such folder. Expected a data set in COCO format; name one with --data DIR, or use "
+            "--scale cpu, which draws its own images."
+        )
     raise DataError(
         f"{root}: not a COCO data set. For COCO's own layout it lacks {missing[0]}; for the plain one "
         f"{missing[1]}."
