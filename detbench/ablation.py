@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from detbench.errors import RecipeError
+from detbench.overrides import Tree, parse_value
 from detbench.parts.part import canonical, closest, digest_of, plain
 from detbench.recipes import (
     SCALES,
     Recipe,
     Row,
     Sweep,
-    Tree,
     find_param,
     load,
     merge,
     names,
-    parse_value,
     slug,
 )  # fmt: skip
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 import fnmatch
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, time
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +22,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from detbench.errors import RecipeError
+from detbench.overrides import Tree, apply_overrides, refuse_dates
 from detbench.parts.data import source_in
 from detbench.parts.experiment import Experiment, InitFrom, read_experiment
 from detbench.parts.part import closest, part, plain, read_part
 
-Tree = dict[str, Any]
 Scale = Literal["smoke", "cpu", "gpu", "paper"]
 SCALES: tuple[Scale, ...] = ("smoke", "cpu", "gpu", "paper")
 
@@ -430,67 +429,6 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
     return out
 
 
-def apply_overrides(tree: Tree, overrides: Sequence[str], *, where: str) -> Tree:
-    """A resolved plain tree with `key.path=value` laid over it, in order.
-
-    The key must exist. A whole table, or another `kind`, starts that part afresh with its defaults, which the
-    overrides after it may change; the kind that is already there changes nothing.
-
-    Raises:
-        RecipeError: every override that is no `key=value`, names an unknown key or can't be read.
-    """
-    problems: list[str] = []
-    unread: list[str] = []  # parts that could not be started afresh: what their keys are isn't known
-    for text in overrides:
-        key, eq, raw = text.partition("=")
-        key = key.strip()
-        if not eq or not key:
-            problems.append(f"{where}: '{text}' is no override; write key.path=value")
-            continue
-        if any(key.startswith(f"{part}.") for part in unread):
-            continue
-        known = _known_paths(tree)
-        if key not in known:
-            problems.append(f"{where}: {key}: no such key{_closest_path(key, known)}")
-            continue
-        steps = key.split(".")
-        try:
-            value = parse_value(raw, where=f"{where}: {key}")
-            if steps[-1] == "kind" and value == _at(tree, steps):
-                continue
-            if steps[-1] == "kind":
-                steps, value = steps[:-1], {"kind": value}
-            changed = _put(tree, steps, value)
-            tree = plain(read_part(Experiment, changed, where=where)) if isinstance(value, dict) else changed
-        except RecipeError as error:
-            problems += [problem for problem in error.problems if problem not in problems]
-            unread.append(".".join(steps))
-    if problems:
-        raise RecipeError(problems)
-    return tree
-
-
-def parse_value(raw: str, *, where: str) -> Any:
-    """A value as TOML writes it; `unset` for an optional key without value; any other bare word is a string.
-
-    Args:
-        raw: the text.
-        where: opens a complaint.
-
-    Raises:
-        RecipeError: it is or holds a date or a time, which no setting is.
-    """
-    raw = raw.strip()
-    if raw == "unset":
-        return None
-    try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        return raw
-    _refuse_dates(value, where=where)
-    return value
-
-
 def changes(under: Experiment, over: Experiment) -> dict[str, tuple[Any, Any]]:
     """Every key in which two experiments differ, with both values; None where one lacks the key.
 
@@ -540,7 +478,7 @@ def read_toml(path: Path) -> Tree:
         raise RecipeError(f"{path}: no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not TOML: {error}") from None
-    _refuse_dates(tree, where=str(path))
+    refuse_dates(tree, where=str(path))
     return tree
 
 
@@ -660,59 +598,6 @@ def _differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, tuple[Any, An
             yield from _differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
     elif a != b:
         yield path, (a, b)
-
-
-def _known_paths(tree: Any, prefix: str = "") -> list[str]:
-    """Every path into a plain tree, tables and lists included."""
-    items: Iterable[tuple[str, Any]] = ()
-    if isinstance(tree, Mapping):
-        items = tree.items()
-    elif isinstance(tree, list):
-        items = ((str(i), v) for i, v in enumerate(tree))
-    out = []
-    for key, value in items:
-        path = f"{prefix}{key}"
-        out += [path, *_known_paths(value, f"{path}.")]
-    return out
-
-
-def _closest_path(key: str, known: list[str]) -> str:
-    parent, _, last = key.rpartition(".")
-    ends = [k for k in known if k.rpartition(".")[2] == last]
-    if ends:
-        return f"; it stands at {', '.join(ends)}"
-    hint = closest(key, known)
-    if "did you mean" in hint:
-        return hint
-    siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
-    return (
-        closest(last, siblings)
-        if siblings
-        else closest(key.split(".")[0], [k for k in known if "." not in k])
-    )
-
-
-def _refuse_dates(tree: Any, *, where: str) -> None:
-    """TOML has dates and times, recipes don't."""
-    if isinstance(tree, date | time):
-        raise RecipeError(f'{where}: {tree} is a date or a time to TOML; a text stands in quotes: "{tree}"')
-    for below in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
-        _refuse_dates(below, where=where)
-
-
-def _at(tree: Any, steps: Sequence[str]) -> Any:
-    for step in steps:
-        tree = tree[int(step)] if isinstance(tree, list) else tree[step]
-    return tree
-
-
-def _put(tree: Any, steps: Sequence[str], value: Any) -> Any:
-    if not steps:
-        return value
-    if isinstance(tree, list):
-        i = int(steps[0])
-        return [*tree[:i], _put(tree[i], steps[1:], value), *tree[i + 1 :]]
-    return {**tree, steps[0]: _put(tree.get(steps[0], {}), steps[1:], value)}
 
 
 def _natural(name: str) -> list[Any]:
