@@ -59,6 +59,27 @@ def box_giou(a: Tensor, b: Tensor, *, eps: float) -> Tensor:
     return intersection / union - (enclosing - union) / enclosing
 
 
+def query_iou(a: Tensor, b: Tensor, *, eps: float) -> Tensor:
+    """(..., ) IoU of normalised (..., 4) xyxy boxes with `eps` added to the union (spec, "Two IoU conventions")."""
+    intersection, union = _intersection_and_union(a, b)
+    return intersection / (union + eps)
+
+
+def query_giou(a: Tensor, b: Tensor, *, eps: float) -> Tensor:
+    """Generalised IoU of boxes that broadcast against each other, as query detectors have it.
+
+    Args:
+        a: (..., 4) xyxy, normalised.
+        b: (..., 4) xyxy, normalised.
+        eps: added to union and hull: 0 in Deformable-DETR and its kin, 1e-6 in DINO and its kin.
+    """
+    intersection, union = _intersection_and_union(a, b)
+    low = torch.minimum(a[..., :2], b[..., :2])
+    high = torch.maximum(a[..., 2:], b[..., 2:])
+    hull = (high - low).clamp(min=0).prod(-1)
+    return intersection / (union + eps) - (hull - union) / (hull + eps)
+
+
 def pairwise_iou(a: Tensor, b: Tensor, *, eps: float) -> Tensor:
     """(N, 4) and (M, 4) xyxy to the (N, M) IoU of every pair."""
     return box_iou(a[:, None], by_coordinate(b), eps=eps)

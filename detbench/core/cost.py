@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import FrozenBatchNorm2d
 
-from detbench.core.detectors.dense import DenseDetector
+from detbench.core.detectors import Detector
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Cost:
     macs: int
 
 
-def count(detector: DenseDetector, *, height: int, width: int, branches: Sequence[str] | None = None) -> Cost:
+def count(detector: Detector, *, height: int, width: int, branches: Sequence[str] | None = None) -> Cost:
     """The cost of one image of this size, postprocessing excluded.
 
     Args:
@@ -50,7 +50,7 @@ def count(detector: DenseDetector, *, height: int, width: int, branches: Sequenc
     image = torch.empty(1, 3, height, width, device="meta", dtype=next(detector.neck.parameters()).dtype)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            functional_call(detector, state, (image, branches))
+            functional_call(detector, state, (image, ((height, width),), None, branches))
     finally:
         for hook in hooks:
             hook.remove()

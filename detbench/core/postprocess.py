@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from detbench.core.boxes import clip_boxes
-from detbench.core.types import DensePredictions, Detections
+from detbench.core.boxes import clip_boxes, cxcywh_to_xyxy
+from detbench.core.types import Anchors, DensePredictions, Detections, Predictions, QueryPredictions
 
 if TYPE_CHECKING:
     from detbench.parts.test import Nms, TopK
@@ -35,9 +35,7 @@ class Candidates:
 
 
 @torch.no_grad()
-def detect_top_k(
-    rule: TopK, predictions: DensePredictions, sizes: Sequence[tuple[int, int]]
-) -> list[Detections]:
+def detect_top_k(rule: TopK, predictions: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
     """The best pairs of each image, without suppression (spec 4.5)."""
     found = candidates(predictions, sizes, score_threshold=rule.score_threshold, per_level=rule.per_level)
     scores = found.scores.masked_fill(~found.kept, -1.0)
@@ -49,9 +47,7 @@ def detect_top_k(
 
 
 @torch.no_grad()
-def detect_nms(
-    rule: Nms, predictions: DensePredictions, sizes: Sequence[tuple[int, int]]
-) -> list[Detections]:
+def detect_nms(rule: Nms, predictions: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
     """What class-wise non-maximum suppression leaves of each image (spec 1.4, 1.5)."""
     found = candidates(predictions, sizes, score_threshold=rule.score_threshold, per_level=rule.per_level)
     detections = []
@@ -63,7 +59,7 @@ def detect_nms(
 
 
 def candidates(
-    predictions: DensePredictions,
+    predictions: Predictions,
     sizes: Sequence[tuple[int, int]],
     *,
     score_threshold: float,
@@ -79,6 +75,9 @@ def candidates(
         score_threshold: what a pair's class probability must exceed.
         per_level: pairs of each level; None for all.
     """
+    whwh = torch.tensor([(w, h, w, h) for h, w in sizes], device=predictions.pred_boxes.device)[:, None]
+    if isinstance(predictions, QueryPredictions):
+        predictions = _as_one_level(predictions.last, whwh)
     num_classes = predictions.pred_logits.shape[-1]
     logits, places, start = [], [], 0
     for level in torch.split(predictions.pred_logits, list(predictions.anchors.level_sizes), 1):
@@ -94,5 +93,13 @@ def candidates(
     if predictions.pred_centerness is not None:
         scores = prob * predictions.pred_centerness.gather(1, pred_idx).sigmoid()
     boxes = predictions.pred_boxes.gather(1, pred_idx[..., None].expand(-1, -1, 4))
-    whwh = boxes.new_tensor([(w, h, w, h) for h, w in sizes])[:, None]
     return Candidates(clip_boxes(boxes, whwh), scores, labels, prob > score_threshold)
+
+
+def _as_one_level(predictions: QueryPredictions, whwh: Tensor) -> DensePredictions:
+    """The queries as locations of a single level, their boxes in pixels."""
+    boxes = cxcywh_to_xyxy(predictions.pred_boxes) * whwh
+    num_queries = boxes.shape[1]
+    nowhere = boxes.new_zeros(num_queries, 4)
+    anchors = Anchors(nowhere, nowhere[:, :2], nowhere[:, 0], (num_queries,))
+    return DensePredictions(predictions.pred_logits, boxes, anchors)

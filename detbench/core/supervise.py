@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from detbench.core.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detbench.core.distributed import mean_over_processes
 from detbench.core.losses.centerness import centerness_target
-from detbench.core.types import DensePredictions, Matches, Targets
+from detbench.core.types import DensePredictions, Matches, Predictions, QueryPredictions, Targets
 
 if TYPE_CHECKING:
     from detbench.parts.branches import Branch
@@ -22,16 +25,16 @@ _EPSILON = torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
-class Supervision:
+class Supervision(ABC):
     """A branch's predictions with the objects they answer for; each gathered once, on first use.
 
     Attributes:
         predictions: of a batch.
-        targets: the batch's objects.
+        targets: the batch's objects, repeated for each layer of the predictions.
         matches: which prediction answers for which object.
     """
 
-    predictions: DensePredictions
+    predictions: Predictions
     targets: Targets
     matches: Matches
 
@@ -41,34 +44,22 @@ class Supervision:
 
     @cached_property
     def pred_boxes(self) -> Tensor:
-        """(K, 4) xyxy pixels of the matched predictions."""
+        """(K, 4) boxes of the matched predictions, in the predictions' format and unit."""
         return self.gather(self.predictions.pred_boxes)
-
-    @cached_property
-    def anchor_boxes(self) -> Tensor:
-        """(K, 4) xyxy pixels of the anchors of the matched predictions."""
-        return self.predictions.anchors.boxes[self.matches.pred_idx]
-
-    @cached_property
-    def target_boxes(self) -> Tensor:
-        """(K, 4) xyxy pixels of the objects they answer for."""
-        return self.targets.boxes[self.matches.target_idx]
 
     @cached_property
     def target_labels(self) -> Tensor:
         """(K,) classes of the objects they answer for."""
         return self.targets.labels[self.matches.target_idx]
 
-    @cached_property
-    def whwh(self) -> Tensor:
-        """(K, 4) width, height, width, height of each pair's unpadded image."""
-        return self.targets.whwh[self.matches.image_idx]
+    @abstractmethod
+    def normalised(self, box_format: Literal["cxcywh", "xyxy"]) -> tuple[Tensor, Tensor]:
+        """(K, 4) boxes of the predictions and of their objects, divided by their image's unpadded size."""
 
-    @cached_property
-    def centerness_targets(self) -> Tensor:
-        """(K,) centre-ness of each matched location in its object, in the predictions' precision."""
-        centers = self.predictions.anchors.centers[self.matches.pred_idx]
-        return centerness_target(centers, self.target_boxes).to(self.predictions.pred_boxes.dtype)
+    @property
+    def num_layers(self) -> int:
+        """How often the batch is repeated in the predictions."""
+        return 1
 
     @cached_property
     def is_last(self) -> Tensor:
@@ -98,7 +89,16 @@ class Supervision:
                 )
                 return of_image.clamp(min=1).sum()
             case "centerness":
-                return mean_over_processes(self.centerness_targets.sum()).clamp(min=1e-6)
+                dense = cast(DenseSupervision, self)  # Experiment refuses it elsewhere
+                return mean_over_processes(dense.centerness_targets.sum()).clamp(min=1e-6)
+            case "objects":
+                return self._mean_objects(1)
+            case "copies":
+                return self._mean_objects(self.matches.copies)
+
+    def _mean_objects(self, copies: int) -> Tensor:
+        objects = float(sum(self.targets.counts) // self.num_layers * copies)
+        return mean_over_processes(self.predictions.pred_boxes.new_tensor(objects)).clamp(min=1)
 
     @cached_property
     def _place(self) -> Tensor:
@@ -106,11 +106,72 @@ class Supervision:
         return self.matches.image_idx * self.predictions.pred_logits.shape[1] + self.matches.pred_idx
 
 
-def supervise(branch: Branch, predictions: DensePredictions, targets: Targets) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class DenseSupervision(Supervision):
+    """Of a dense detector: predictions stand on anchors, boxes are xyxy pixels."""
+
+    predictions: DensePredictions
+
+    @cached_property
+    def anchor_boxes(self) -> Tensor:
+        """(K, 4) xyxy pixels of the anchors of the matched predictions."""
+        return self.predictions.anchors.boxes[self.matches.pred_idx]
+
+    @cached_property
+    def target_boxes(self) -> Tensor:
+        """(K, 4) xyxy pixels of the objects they answer for."""
+        return self.targets.boxes[self.matches.target_idx]
+
+    @cached_property
+    def centerness_targets(self) -> Tensor:
+        """(K,) centre-ness of each matched location in its object, in the predictions' precision."""
+        centers = self.predictions.anchors.centers[self.matches.pred_idx]
+        return centerness_target(centers, self.target_boxes).to(self.predictions.pred_boxes.dtype)
+
+    def normalised(self, box_format: Literal["cxcywh", "xyxy"]) -> tuple[Tensor, Tensor]:
+        """(K, 4) boxes of the predictions and of their objects, divided by their image's unpadded size."""
+        whwh = self.targets.whwh[self.matches.image_idx]
+        pred, target = self.pred_boxes / whwh, self.target_boxes / whwh
+        if box_format == "cxcywh":
+            return xyxy_to_cxcywh(pred), xyxy_to_cxcywh(target)
+        return pred, target
+
+
+@dataclass(frozen=True)
+class QuerySupervision(Supervision):
+    """Of a query detector: boxes are normalised cxcywh, layers count as images."""
+
+    predictions: QueryPredictions
+
+    def normalised(self, box_format: Literal["cxcywh", "xyxy"]) -> tuple[Tensor, Tensor]:
+        """(K, 4) boxes of the predictions and of their objects."""
+        pred, target = self.pred_boxes, self.targets.cxcywh[self.matches.target_idx]
+        if box_format == "xyxy":
+            return cxcywh_to_xyxy(pred), cxcywh_to_xyxy(target)
+        return pred, target
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the output."""
+        return self.predictions.num_layers
+
+
+def supervise(branch: Branch, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
     """The branch's losses by name, weighed and normalised; their sum is what the branch adds to training."""
-    supervision = Supervision(predictions, targets, branch.assigner(predictions, targets))
+    assign: Callable[[Any, Targets], Matches] = (
+        branch.assigner
+    )  # Experiment saw to it that it fits the predictor
+    supervision: Supervision
+    if isinstance(predictions, QueryPredictions):
+        targets = targets.repeat(predictions.num_layers)
+        if branch.predictor.kind == "encoder" and branch.predictor.labels == "binary":
+            targets = targets.of_one_class()
+        supervision = QuerySupervision(predictions, targets, assign(predictions, targets))
+    else:
+        supervision = DenseSupervision(predictions, targets, assign(predictions, targets))
     losses = {}
     for name, loss in branch.losses.items():
-        mean = loss(supervision) / (supervision.normaliser(loss.divide_by) + _EPSILON)
+        value: Callable[[Any], Tensor] = loss
+        mean = value(supervision) / (supervision.normaliser(loss.divide_by) + _EPSILON)
         losses[name] = branch.weight * loss.weight * mean
     return losses

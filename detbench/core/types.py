@@ -6,16 +6,23 @@ Shape letters, the same in every docstring of the core:
     C classes, no background D channels                 L pyramid levels
 
 Dense detectors think in pixels of the network input (xyxy, before padding at bottom and right): their
-assignment rules compare integers, which normalised coordinates would blur.
+assignment rules compare integers, which normalised coordinates would blur. Query detectors think in cxcywh boxes
+divided by the image's unpadded size: the epsilons of their losses mean something there only.
+
+A layer of a decoder is one more copy of the batch to everything behind the detector: B then counts images times
+layers, layer by layer, and `Targets.repeat` lays the objects out the same way. All layers are matched in one go.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from detbench.core.boxes import xyxy_to_cxcywh
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,28 @@ class Targets:
         """(B, 4) width, height, width, height of each image: what divides xyxy boxes to normalise them."""
         sizes = [(w, h, w, h) for h, w in self.sizes]
         return torch.tensor(sizes, dtype=self.boxes.dtype, device=self.boxes.device)
+
+    @property
+    def cxcywh(self) -> Tensor:
+        """(M, 4) boxes as centre and size, divided by their image's unpadded size."""
+        return xyxy_to_cxcywh(self.boxes / self.whwh[self.image_idx])
+
+    def repeat(self, times: int) -> Targets:
+        """The whole batch `times` times, one copy after another, as the layers of a decoder see it."""
+        if times == 1:
+            return self
+        shift = torch.arange(times, device=self.image_idx.device) * len(self.counts)
+        return Targets(
+            self.labels.repeat(times),
+            self.boxes.repeat(times, 1),
+            (shift[:, None] + self.image_idx).flatten(),
+            self.counts * times,
+            self.sizes * times,
+        )
+
+    def of_one_class(self) -> Targets:
+        """The same objects, all of class 0: a first stage that only tells objects from background."""
+        return dataclasses.replace(self, labels=torch.zeros_like(self.labels))
 
     def to(self, device: torch.device | str) -> Targets:
         """The same objects on another device."""
@@ -105,12 +134,54 @@ class Matches:
         pred_idx: (K,) indices into Q of that image.
         target_idx: (K,) indices into M.
         ignored: (B, Q) bool, True where a prediction is neither positive nor negative; None for nowhere.
+        weights: (K,) how much each pair counts where a loss asks for it; None for one each.
+        copies: how often each object was offered to the predictions.
     """
 
     image_idx: Tensor
     pred_idx: Tensor
     target_idx: Tensor
     ignored: Tensor | None = None
+    weights: Tensor | None = None
+    copies: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class QueryPredictions:
+    """What one output of a query detector says about a batch: layers laid end to end (see the module's head).
+
+    Attributes:
+        pred_logits: (B, Q, C) class scores before the sigmoid, B = layers times images.
+        pred_boxes: (B, Q, 4) cxcywh divided by the image's unpadded size.
+        num_layers: how many layers B holds.
+        anchors: (images, Q, 4) cxcywh, where each prediction stood before it looked; None without a first stage.
+        states: (B, Q, D) what the heads read; None where nobody asks for it.
+        pred_quality: (B, Q) logits of the IoU; None where the detector has no such head.
+        pairs: which query was made for which object (denoising); None where that is open.
+    """
+
+    pred_logits: Tensor
+    pred_boxes: Tensor
+    num_layers: int = 1
+    anchors: Tensor | None = None
+    states: Tensor | None = None
+    pred_quality: Tensor | None = None
+    pairs: Matches | None = None
+
+    @property
+    def last(self) -> QueryPredictions:
+        """The last layer alone, which is what a test looks at."""
+        start = len(self.pred_logits) // self.num_layers * (self.num_layers - 1)
+        return QueryPredictions(
+            self.pred_logits[start:],
+            self.pred_boxes[start:],
+            anchors=self.anchors,
+            states=None if self.states is None else self.states[start:],
+            pred_quality=None if self.pred_quality is None else self.pred_quality[start:],
+        )
+
+
+Predictions = DensePredictions | QueryPredictions
 
 
 @dataclass(frozen=True, slots=True)

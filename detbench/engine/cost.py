@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from detbench.core.cost import Cost, count
-from detbench.core.detectors.dense import DenseDetector
+from detbench.core.detectors import Detector
 from detbench.parts.data import Drawn
 from detbench.parts.experiment import Experiment
 
@@ -30,7 +30,7 @@ class Costs:
     width: int
 
 
-def costs_of(experiment: Experiment, detector: DenseDetector) -> Costs:
+def costs_of(experiment: Experiment, detector: Detector) -> Costs:
     """The costs of a built detector.
 
     Counted at the test transform's short side by 1.6 times that (800 x 1280 in the paper), square for drawn images.

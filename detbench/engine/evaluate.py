@@ -46,7 +46,7 @@ def detect(
         for batch in test_batches(data.val, experiment.data, batch=test.batch, workers=workers):
             images = to_network(batch, experiment.data.pixels, device)
             with autocast(device, experiment.training.precision):
-                predictions = model(images, branches=(test.branch,))[test.branch]
+                predictions = model(images, batch.sizes, branches=(test.branch,))[test.branch]
             columns += _as_columns(batch, test.postprocess(predictions, batch.sizes))
     image, label, boxes, scores = (np.concatenate(column) for column in zip(*columns, strict=True))
     return DetectionTable(image=image, label=label, boxes_xywh=boxes, scores=scores)

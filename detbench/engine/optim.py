@@ -11,27 +11,39 @@ from detbench.parts.training import AdamW, Constant, Cosine, Drops, Schedule, Sg
 
 
 def build_optimizer(optim: AdamW | Sgd, detector: nn.Module) -> torch.optim.Optimizer:
-    """An optimiser with two groups: the backbone, at `backbone_factor` of the rate, and all the rest.
+    """An optimiser with a group for each rate and decay, the backbone's first.
 
     Each group carries `peak_lr`, which `set_lr` scales. Frozen parameters are left out.
     """
-    body: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    norms = {
+        parameter
+        for module in detector.modules()
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.modules.batchnorm._BatchNorm)
+        for parameter in module.parameters(recurse=False)
+    }
+    members: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:
-            (body if name.startswith("backbone.") else rest).append(parameter)
+            decay = optim.weight_decay
+            if isinstance(optim, AdamW) and not optim.decay_norms and parameter in norms:
+                decay = 0.0
+            members.setdefault((_rate_factor(optim, name), decay), []).append(parameter)
     groups = [
-        {"params": parameters, "lr": optim.lr * factor, "peak_lr": optim.lr * factor}
-        for parameters, factor in ((body, optim.backbone_factor), (rest, 1.0))
-        if parameters
+        {"params": parameters, "lr": optim.lr * factor, "peak_lr": optim.lr * factor, "weight_decay": decay}
+        for (factor, decay), parameters in members.items()
     ]
     if isinstance(optim, AdamW):
-        return torch.optim.AdamW(
-            groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True
-        )
-    return torch.optim.SGD(
-        groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True
-    )
+        return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, fused=True)
+
+
+def _rate_factor(optim: AdamW | Sgd, name: str) -> float:
+    """The rate of a parameter over `optim.lr`, by its name (spec 1.9)."""
+    if name.startswith("backbone."):
+        return optim.backbone_factor
+    if isinstance(optim, AdamW) and ("sampling_offsets" in name or "reference_points" in name):
+        return optim.offsets_factor
+    return 1.0
 
 
 def total_steps(schedule: Schedule, *, num_images: int, batch: int) -> int:

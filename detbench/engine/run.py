@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from detbench.core.detectors.dense import DenseDetector
+from detbench.core.detectors import Detector
 from detbench.data.dataset import OpenData, open_data
 from detbench.engine import machine
 from detbench.engine.cost import costs_of
@@ -124,7 +124,7 @@ def run_experiment(
     return result
 
 
-def _cost(experiment: Experiment, detector: DenseDetector) -> dict[str, float]:
+def _cost(experiment: Experiment, detector: Detector) -> dict[str, float]:
     """What the result records of `costs_of`."""
     costs = costs_of(experiment, detector)
     return {

@@ -138,6 +138,8 @@ class Trainer:
     def _step(self, batch: Batch) -> dict[str, float]:
         """One optimiser step on one global batch, and what each loss was."""
         training = self.experiment.training
+        # Denoising and dropout draw from torch's own generator: what they draw is a function of (seed, step).
+        torch.manual_seed(self.seed << 32 | self.step)
         factor = lr_factor(self.experiment.schedule, step=self.step, total=self.total)
         set_lr(self.optimizer, factor)
         logged: dict[str, float] = {}
@@ -172,7 +174,7 @@ class Trainer:
         images = to_network(batch, self.experiment.data.pixels, self.device)
         targets = batch.targets.to(self.device)
         with autocast(self.device, self.experiment.training.precision):
-            outputs = self.forward(images)
+            outputs = self.forward(images, batch.sizes, targets)
         losses = {}
         for name, branch in self.experiment.branches.items():
             for loss, value in supervise(branch, outputs[name], targets).items():

@@ -9,7 +9,7 @@ from pydantic import Field
 from detbench.parts.part import Count, Fraction, NonNegative, Positive, part
 
 if TYPE_CHECKING:
-    from detbench.core.types import DensePredictions, Matches, Targets
+    from detbench.core.types import DensePredictions, Matches, QueryPredictions, Targets
 
 
 @part
@@ -166,5 +166,56 @@ class MaxIou:
         return assign_max_iou(self, predictions, targets)
 
 
-Assigner = Hungarian | LeastCost | Poto | QualityAtss | FcosRule | MaxIou
+@part
+class QueryHungarian:
+    """Matching of query predictions of least total cost, each layer by itself (DETR; spec 1.8, 4.1).
+
+    cost = cost_class * focal cost + cost_bbox * L1 + cost_giou * (-GIoU), on normalised cxcywh boxes.
+
+    Attributes:
+        cost_class: weight of the focal classification cost.
+        cost_bbox: weight of the L1 distance.
+        cost_giou: weight of the negative GIoU.
+        focal_alpha: alpha of the focal cost.
+        focal_gamma: gamma of the focal cost.
+        focal_eps: added inside the logarithms.
+        iou_eps: added to union and hull (0 Deformable-DETR, 1e-6 DINO).
+        copies: how often each object is repeated, so many distinct queries answer for it (H-DETR, Align-DETR).
+        most_positive: copies are reduced, down to 1, until objects times copies are at most this share of the
+            queries (Align-DETR: 0.5); each image by itself; None for no bound.
+    """
+
+    kind: Literal["query_hungarian"] = "query_hungarian"
+    cost_class: NonNegative = 2.0
+    cost_bbox: NonNegative = 5.0
+    cost_giou: NonNegative = 2.0
+    focal_alpha: Fraction = 0.25
+    focal_gamma: NonNegative = 2.0
+    focal_eps: Positive = 1e-8
+    iou_eps: NonNegative = 0.0
+    copies: Count = 1
+    most_positive: Fraction | None = None
+
+    def __call__(self, predictions: QueryPredictions, targets: Targets) -> Matches:
+        """The matched pairs; min(Q, copies * N) of them in an image of N objects."""
+        from detbench.core.assign.query_hungarian import assign_query_hungarian
+
+        return assign_query_hungarian(self, predictions, targets)
+
+
+@part
+class Known:
+    """The pairs that the predictions were made for: denoising queries and their objects (spec 2.8)."""
+
+    kind: Literal["known"] = "known"
+
+    def __call__(self, predictions: QueryPredictions, targets: Targets) -> Matches:
+        """The pairs that come with the predictions."""
+        assert predictions.pairs is not None  # Experiment refuses `known` with any other output
+        return predictions.pairs
+
+
+DenseAssigner = Hungarian | LeastCost | Poto | QualityAtss | FcosRule | MaxIou
+QueryAssigner = QueryHungarian | Known
+Assigner = DenseAssigner | QueryAssigner
 """Every assignment rule a recipe may name."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from detbench.parts.assigners import Assigner
 from detbench.parts.losses import Loss
-from detbench.parts.part import Count, NonNegative, OneOf, Positive, part
+from detbench.parts.part import Count, Fraction, NonNegative, OneOf, Positive, part
 
 
 @part
@@ -90,7 +90,66 @@ class Unfiltered:
     branch: str
 
 
-Predictor = PointPredictor | FcosPredictor | AnchorPredictor | Unfiltered
+@part
+class DecoderOutput:
+    """The decoder's predictions of the one-to-one queries.
+
+    Attributes:
+        layers: "all", "last", or "intermediate" for all but the last.
+    """
+
+    kind: Literal["decoder"] = "decoder"
+    layers: Literal["all", "last", "intermediate"] = "all"
+
+
+@part
+class EncoderOutput:
+    """The encoder's proposals of a two-stage detector (spec 1.7, 2.7).
+
+    Attributes:
+        tokens: "all", or those "selected" as queries only (DINO).
+        labels: the objects' "true" classes, or "binary": every object counts as class 0.
+    """
+
+    kind: Literal["encoder"] = "encoder"
+    tokens: Literal["all", "selected"] = "all"
+    labels: Literal["true", "binary"] = "binary"
+
+
+@part
+class DenoisingOutput:
+    """The decoder's predictions of queries made from noisy objects: contrastive denoising (DINO; spec 2.8).
+
+    Training only. Each object has a positive and a negative query in each of max(1, num_queries // most objects of an
+    image) groups; groups and the other queries don't see each other.
+
+    Attributes:
+        num_queries: which sets the number of groups.
+        label_noise: each label is redrawn with half this probability.
+        box_noise: corners move by up to this many half sides (positives), by one to two times that (negatives).
+    """
+
+    kind: Literal["denoising"] = "denoising"
+    num_queries: Count = 100
+    label_noise: Fraction = 0.5
+    box_noise: NonNegative = 1.0
+
+
+@part
+class OneToManyOutput:
+    """The decoder's predictions of further queries that see only each other (H-DETR; spec 3). Training only.
+
+    Attributes:
+        num_queries: how many; the proposals ranked behind the one-to-one queries'.
+    """
+
+    kind: Literal["one_to_many"] = "one_to_many"
+    num_queries: Count = 1500
+
+
+DensePredictor = PointPredictor | FcosPredictor | AnchorPredictor | Unfiltered
+QueryPredictor = DecoderOutput | EncoderOutput | DenoisingOutput | OneToManyOutput
+Predictor = DensePredictor | QueryPredictor
 
 
 @part

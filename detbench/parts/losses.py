@@ -6,6 +6,10 @@
     positives_raw      mean over processes of the number of positives, not clamped (an epsilon avoids 0/0)
     positives_local    sum over this process's images of max(number of positives, 1); not averaged
     centerness         max(mean over processes of the sum of centre-ness targets, 1e-6)
+    objects            max(mean over processes of the number of objects, 1), whatever the number of layers
+    copies             the same, each object counted as often as the assigner repeats it (denoising groups, H-DETR)
+
+The sum over a query detector's layers is divided once, so that layers add up as in DETR.
 """
 
 from __future__ import annotations
@@ -17,9 +21,9 @@ from detbench.parts.part import Fraction, NonNegative, Positive, part
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from detbench.core.supervise import Supervision
+    from detbench.core.supervise import DenseSupervision, QuerySupervision, Supervision
 
-DivideBy = Literal["positives", "positives_raw", "positives_local", "centerness"]
+DivideBy = Literal["positives", "positives_raw", "positives_local", "centerness", "objects", "copies"]
 
 
 @part
@@ -63,7 +67,7 @@ class DeltaL1:
     weight: NonNegative = 1.0
     divide_by: DivideBy = "positives_local"
 
-    def __call__(self, supervision: Supervision) -> Tensor:
+    def __call__(self, supervision: DenseSupervision) -> Tensor:
         """The sum over pairs and coordinates, not yet weighed or divided."""
         from detbench.core.losses.boxes import delta_l1_of
 
@@ -83,7 +87,7 @@ class Giou:
     eps: Positive = 1e-7
     divide_by: DivideBy = "positives_raw"
 
-    def __call__(self, supervision: Supervision) -> Tensor:
+    def __call__(self, supervision: DenseSupervision) -> Tensor:
         """The sum over pairs, not yet weighed or divided."""
         from detbench.core.losses.boxes import giou_of
 
@@ -100,7 +104,7 @@ class LogIou:
     weigh_by: Literal["centerness", "one"] = "centerness"
     divide_by: DivideBy = "centerness"
 
-    def __call__(self, supervision: Supervision) -> Tensor:
+    def __call__(self, supervision: DenseSupervision) -> Tensor:
         """The weighed sum over pairs, not yet divided."""
         from detbench.core.losses.boxes import log_iou_of
 
@@ -115,12 +119,34 @@ class Centerness:
     weight: NonNegative = 1.0
     divide_by: DivideBy = "positives"
 
-    def __call__(self, supervision: Supervision) -> Tensor:
+    def __call__(self, supervision: DenseSupervision) -> Tensor:
         """The sum over pairs, not yet weighed or divided."""
         from detbench.core.losses.centerness import centerness_of
 
         return centerness_of(supervision)
 
 
-Loss = Focal | BoxL1 | DeltaL1 | Giou | LogIou | Centerness
+@part
+class QueryGiou:
+    """1 - GIoU of matched normalised boxes (spec 1.8).
+
+    Attributes:
+        eps: added to union and hull (0 Deformable-DETR, 1e-6 DINO).
+    """
+
+    kind: Literal["query_giou"] = "query_giou"
+    weight: NonNegative = 2.0
+    eps: NonNegative = 0.0
+    divide_by: DivideBy = "objects"
+
+    def __call__(self, supervision: QuerySupervision) -> Tensor:
+        """The sum over pairs, not yet weighed or divided."""
+        from detbench.core.losses.boxes import query_giou_of
+
+        return query_giou_of(supervision, eps=self.eps)
+
+
+DenseLoss = Focal | BoxL1 | DeltaL1 | Giou | LogIou | Centerness
+QueryLoss = Focal | BoxL1 | QueryGiou
+Loss = DenseLoss | QueryLoss
 """Every loss a recipe may name."""

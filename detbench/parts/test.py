@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from detbench.parts.part import Count, Fraction, OneOf, Positive, part
 
 if TYPE_CHECKING:
-    from detbench.core.types import DensePredictions, Detections
+    from detbench.core.types import Detections, Predictions
 
 
 @part
@@ -28,7 +28,7 @@ class TopK:
     per_level: Count | None = 100
     keep: Count = 100
 
-    def __call__(self, predictions: DensePredictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+    def __call__(self, predictions: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """What is kept of each image of `sizes` (height, width, unpadded), boxes clipped to it."""
         from detbench.core.postprocess import detect_top_k
 
@@ -52,7 +52,7 @@ class Nms:
     iou_threshold: Positive = 0.5
     keep: Count = 100
 
-    def __call__(self, predictions: DensePredictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+    def __call__(self, predictions: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """What is kept of each image of `sizes` (height, width, unpadded), boxes clipped to it."""
         from detbench.core.postprocess import detect_nms
 

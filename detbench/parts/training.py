@@ -16,6 +16,8 @@ class AdamW:
     Attributes:
         lr: peak rate.
         backbone_factor: the backbone's rate over `lr`.
+        offsets_factor: the rate of sampling offsets and reference points over `lr` (Deformable-DETR: 0.1; spec 1.9).
+        decay_norms: whether weight decay reaches the norm layers (detrex: no; spec 1.9).
         clip_norm: largest global norm of the gradient; None for no clipping.
     """
 
@@ -25,6 +27,8 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: Positive = 1e-8
     backbone_factor: NonNegative = 0.1
+    offsets_factor: NonNegative = 1.0
+    decay_norms: bool = True
     clip_norm: Positive | None = 0.1
 
 

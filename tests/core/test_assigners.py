@@ -28,9 +28,9 @@ from detbench.core.assign.poto import pair_quality, poto_quality
 from detbench.core.assign.quality_atss import above_own_threshold
 from detbench.core.boxes import box_giou, pairwise_iou
 from detbench.core.types import DensePredictions, Matches, Targets
-from detbench.parts.assigners import Assigner, FcosRule, Hungarian, LeastCost, MaxIou, Poto, QualityAtss
+from detbench.parts.assigners import DenseAssigner, FcosRule, Hungarian, LeastCost, MaxIou, Poto, QualityAtss
 
-RULES = [pytest.param(rule(), id=rule().kind) for rule in get_args(Assigner)]
+RULES = [pytest.param(rule(), id=rule().kind) for rule in get_args(DenseAssigner)]
 ONE_TO_ONE = {"hungarian", "poto"}
 ONE_PREDICTION_EACH = ONE_TO_ONE | {"least_cost"}
 MAY_SHARE_PREDICTIONS = {"least_cost"}
@@ -40,7 +40,7 @@ Pairs = set[tuple[int, int, tuple[float, ...]]]
 
 
 def scene(
-    rule: Assigner, counts: tuple[int, ...] = COUNTS, seed: int = 0
+    rule: DenseAssigner, counts: tuple[int, ...] = COUNTS, seed: int = 0
 ) -> tuple[DensePredictions, Targets]:
     return some_predictions(anchors_for(rule.kind), len(counts), seed), some_targets(counts, seed)
 
@@ -54,7 +54,7 @@ def pairs(matches: Matches, targets: Targets) -> Pairs:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("rule", RULES)
-def test_matches_name_predictions_and_objects_of_one_image(rule: Assigner, seed: int) -> None:
+def test_matches_name_predictions_and_objects_of_one_image(rule: DenseAssigner, seed: int) -> None:
     predictions, targets = scene(rule, seed=seed)
     matches = rule(predictions, targets)
     assert len(matches.image_idx) == len(matches.pred_idx) == len(matches.target_idx) > 0
@@ -67,27 +67,27 @@ def test_matches_name_predictions_and_objects_of_one_image(rule: Assigner, seed:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("rule", [r for r in RULES if r.id not in MAY_SHARE_PREDICTIONS])
-def test_a_prediction_answers_for_one_object_at_most(rule: Assigner, seed: int) -> None:
+def test_a_prediction_answers_for_one_object_at_most(rule: DenseAssigner, seed: int) -> None:
     matches = rule(*scene(rule, seed=seed))
     places = list(zip(matches.image_idx.tolist(), matches.pred_idx.tolist(), strict=True))
     assert len(set(places)) == len(places)
 
 
 @pytest.mark.parametrize("rule", [r for r in RULES if r.id in ONE_PREDICTION_EACH])
-def test_one_to_one_rules_use_each_object_once(rule: Assigner) -> None:
+def test_one_to_one_rules_use_each_object_once(rule: DenseAssigner) -> None:
     matches = rule(*scene(rule))
     assert sorted(matches.target_idx.tolist()) == list(range(sum(COUNTS)))
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_images_without_objects_match_nothing(rule: Assigner) -> None:
+def test_images_without_objects_match_nothing(rule: DenseAssigner) -> None:
     matches = rule(*scene(rule, counts=(0, 0)))
     assert len(matches.image_idx) == len(matches.pred_idx) == len(matches.target_idx) == 0
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("rule", RULES)
-def test_a_batch_is_matched_as_its_images_are_alone(rule: Assigner, seed: int) -> None:
+def test_a_batch_is_matched_as_its_images_are_alone(rule: DenseAssigner, seed: int) -> None:
     predictions, targets = scene(rule, seed=seed)
     alone: Pairs = set()
     for i in range(len(COUNTS)):
@@ -99,7 +99,7 @@ def test_a_batch_is_matched_as_its_images_are_alone(rule: Assigner, seed: int) -
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("rule", RULES)
-def test_shuffling_the_objects_shuffles_the_matches_alike(rule: Assigner, seed: int) -> None:
+def test_shuffling_the_objects_shuffles_the_matches_alike(rule: DenseAssigner, seed: int) -> None:
     predictions, targets = scene(rule, counts=(6,), seed=seed)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
     shuffled = Targets.of([targets.labels[order]], [targets.boxes[order]], [SIZE])
@@ -107,7 +107,7 @@ def test_shuffling_the_objects_shuffles_the_matches_alike(rule: Assigner, seed: 
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_matching_builds_no_graph(rule: Assigner) -> None:
+def test_matching_builds_no_graph(rule: DenseAssigner) -> None:
     predictions, targets = scene(rule)
     predictions.pred_logits.requires_grad_()
     matches = rule(predictions, targets)
@@ -115,7 +115,7 @@ def test_matching_builds_no_graph(rule: Assigner) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_double_precision_changes_no_match(rule: Assigner) -> None:
+def test_double_precision_changes_no_match(rule: DenseAssigner) -> None:
     if isinstance(rule, MaxIou):
         # Anchors of one shape around a small object all have its best IoU, up to rounding.
         rule = MaxIou(low_quality=False)

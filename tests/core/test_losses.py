@@ -14,22 +14,22 @@ from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from detbench.core import distributed
-from detbench.core.losses.boxes import giou_loss, log_iou_loss, normalised_l1
+from detbench.core.losses.boxes import giou_loss, log_iou_loss
 from detbench.core.losses.centerness import centerness_target
 from detbench.core.losses.focal import background_focal, foreground_focal
-from detbench.core.supervise import Supervision, supervise
-from detbench.core.types import DensePredictions, Matches, Targets
+from detbench.core.supervise import DenseSupervision, supervise
+from detbench.core.types import Anchors, DensePredictions, Matches, Targets
 from detbench.parts.assigners import FcosRule, LeastCost, Poto
 from detbench.parts.branches import Branch, FcosPredictor, PointPredictor
-from detbench.parts.losses import BoxL1, Centerness, DivideBy, Focal, Giou, LogIou, Loss
+from detbench.parts.losses import BoxL1, Centerness, DenseLoss, DivideBy, Focal, Giou, LogIou
 
-LOSSES = [pytest.param(loss(), id=loss().kind) for loss in get_args(Loss)]
+LOSSES = [pytest.param(loss(), id=loss().kind) for loss in get_args(DenseLoss)]
 COUNTS = (3, 0, 2)
 
 
 def supervision(
     counts: tuple[int, ...] = COUNTS, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> Supervision:
+) -> DenseSupervision:
     """Each object answered for by two locations inside of it, or near; some predictions ignored."""
     predictions = some_predictions(points(dtype), len(counts), seed)
     targets = some_targets(counts, seed)
@@ -37,7 +37,7 @@ def supervision(
     nearest = torch.cdist(middle, predictions.anchors.centers.float()).argsort(1)[:, :2]
     ignored = torch.zeros(predictions.pred_logits.shape[:2], dtype=torch.bool)
     ignored[:, -1] = True
-    return Supervision(
+    return DenseSupervision(
         predictions,
         targets,
         Matches(
@@ -49,12 +49,14 @@ def supervision(
     )
 
 
-def with_leaves(s: Supervision, logits: Tensor, boxes: Tensor, deltas: Tensor, center: Tensor) -> Supervision:
+def with_leaves(
+    s: DenseSupervision, logits: Tensor, boxes: Tensor, deltas: Tensor, center: Tensor
+) -> DenseSupervision:
     predictions = DensePredictions(logits, boxes, s.predictions.anchors, deltas, center)
-    return Supervision(predictions, s.targets, s.matches)
+    return DenseSupervision(predictions, s.targets, s.matches)
 
 
-def leaves(s: Supervision) -> tuple[Tensor, ...]:
+def leaves(s: DenseSupervision) -> tuple[Tensor, ...]:
     p = s.predictions
     assert p.pred_deltas is not None
     assert p.pred_centerness is not None
@@ -63,7 +65,7 @@ def leaves(s: Supervision) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_gradient_is_that_of_finite_differences(loss: Loss) -> None:
+def test_the_gradient_is_that_of_finite_differences(loss: DenseLoss) -> None:
     s = supervision(counts=(1, 0))
     # Only a handful of predictions enter; the rest would make 2,000 columns of the Jacobian.
     keep = torch.cat([s.matches.pred_idx, torch.tensor([0, 5])]).unique()
@@ -85,12 +87,12 @@ def test_the_gradient_is_that_of_finite_differences(loss: Loss) -> None:
         p.pred_centerness[:, keep],
     )
     matches = Matches(s.matches.image_idx, torch.searchsorted(keep, s.matches.pred_idx), s.matches.target_idx)
-    s = Supervision(few, s.targets, matches)
+    s = DenseSupervision(few, s.targets, matches)
     assert torch.autograd.gradcheck(lambda *x: loss(with_leaves(s, *x)), leaves(s))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_batch_without_objects_has_a_finite_loss_and_gradient(loss: Loss) -> None:
+def test_a_batch_without_objects_has_a_finite_loss_and_gradient(loss: DenseLoss) -> None:
     s = supervision(counts=(0, 0))
     tensors = leaves(s)
     value = loss(with_leaves(s, *tensors))
@@ -102,7 +104,7 @@ def test_a_batch_without_objects_has_a_finite_loss_and_gradient(loss: Loss) -> N
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_batch_costs_what_its_images_cost_alone(loss: Loss) -> None:
+def test_a_batch_costs_what_its_images_cost_alone(loss: DenseLoss) -> None:
     s = supervision()
     assert s.matches.ignored is not None
     alone = 0.0
@@ -115,12 +117,12 @@ def test_a_batch_costs_what_its_images_cost_alone(loss: Loss) -> None:
             s.matches.target_idx[mine] - first,
             s.matches.ignored[i : i + 1],
         )
-        alone += loss(Supervision(image_of(s.predictions, i), targets_of(s.targets, i), matches)).item()
+        alone += loss(DenseSupervision(image_of(s.predictions, i), targets_of(s.targets, i), matches)).item()
     assert loss(s).item() == pytest.approx(alone, rel=1e-9)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_what_ignored_predictions_say_costs_nothing(loss: Loss) -> None:
+def test_what_ignored_predictions_say_costs_nothing(loss: DenseLoss) -> None:
     s = supervision()
     tensors = leaves(s)
     loss(with_leaves(s, *tensors)).backward()
@@ -129,7 +131,7 @@ def test_what_ignored_predictions_say_costs_nothing(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_perfect_prediction_costs_least(loss: Loss) -> None:
+def test_a_perfect_prediction_costs_least(loss: DenseLoss) -> None:
     s = supervision()
     image, pred = s.matches.image_idx, s.matches.pred_idx
     logits, boxes, deltas, center = (t.detach().clone() for t in leaves(s))
@@ -145,7 +147,7 @@ def test_a_perfect_prediction_costs_least(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_losses_keep_the_precision_of_the_predictions(loss: Loss) -> None:
+def test_losses_keep_the_precision_of_the_predictions(loss: DenseLoss) -> None:
     assert loss(supervision()).dtype == torch.float64
     assert loss(supervision(dtype=torch.float32)).dtype == torch.float32
 
@@ -193,7 +195,7 @@ def test_a_prediction_shared_by_two_objects_is_positive_for_the_later_ones_class
     targets = dataclasses.replace(s.targets, labels=torch.tensor([0, 2]))
     both = Matches(torch.tensor([0, 0]), torch.tensor([4, 4]), torch.tensor([0, 1]))
     later = Matches(torch.tensor([0]), torch.tensor([4]), torch.tensor([1]))
-    losses = [Focal()(Supervision(s.predictions, targets, m)).item() for m in (both, later)]
+    losses = [Focal()(DenseSupervision(s.predictions, targets, m)).item() for m in (both, later)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
@@ -203,14 +205,15 @@ def test_a_prediction_shared_by_two_objects_is_positive_for_the_later_ones_class
 def test_box_losses_by_hand() -> None:
     # (0,0,20,10) for (10,0,30,10): intersection 100, union 300, IoU 1/3; nothing between them, GIoU 1/3.
     pred, target = torch.tensor([[0.0, 0, 20, 10]]), torch.tensor([[10.0, 0, 30, 10]])
-    whwh = torch.tensor([[100.0, 50, 100, 50]])
     assert log_iou_loss(pred, target, eps=1e-6).item() == pytest.approx(math.log(3), abs=1e-6)
     assert giou_loss(pred, target, eps=1e-7).item() == pytest.approx(2 / 3, abs=1e-6)
     # Corners move by 10 of 100 twice; the centre moves by 10 of 100 and the size not at all.
-    l1 = normalised_l1(pred, target, whwh, box_format="xyxy")
-    assert l1.tolist() == [pytest.approx([0.1, 0, 0.1, 0], abs=1e-7)]
-    l1 = normalised_l1(pred, target, whwh, box_format="cxcywh")
-    assert l1.tolist() == [pytest.approx([0.1, 0, 0, 0], abs=1e-7)]
+    targets = Targets.of([torch.zeros(1, dtype=torch.int64)], [target], [(50, 100)])
+    anchors = Anchors(pred, pred[:, :2], pred[:, 0], (1,))
+    one = Matches(*(torch.zeros(1, dtype=torch.int64) for _ in range(3)))
+    s = DenseSupervision(DensePredictions(torch.zeros(1, 1, 1), pred[None], anchors), targets, one)
+    assert BoxL1(box_format="xyxy")(s).item() == pytest.approx(0.2, abs=1e-7)
+    assert BoxL1(box_format="cxcywh")(s).item() == pytest.approx(0.1, abs=1e-7)
 
 
 def test_boxes_that_dont_meet_cost_a_bounded_logarithm() -> None:
@@ -287,7 +290,7 @@ def branch(weight: float = 1.0) -> Branch:
 def test_a_branchs_losses_are_weighed_and_normalised() -> None:
     s = supervision(dtype=torch.float32)
     losses = supervise(branch(weight=3.0), s.predictions, s.targets)
-    matched = Supervision(s.predictions, s.targets, FcosRule()(s.predictions, s.targets))
+    matched = DenseSupervision(s.predictions, s.targets, FcosRule()(s.predictions, s.targets))
     eps = 1.1920929e-07
     assert losses.keys() == {"class", "box", "center"}
     num = len(matched.matches.pred_idx)

@@ -12,7 +12,7 @@ from torch import Tensor
 from detbench.core.detectors.dense import DenseDetector
 from detbench.core.detectors.max_filter import MaxFilterModule, fuse, max_of_surroundings
 from detbench.core.losses.focal import focal_of
-from detbench.core.supervise import Supervision, supervise
+from detbench.core.supervise import DenseSupervision, supervise
 from detbench.core.types import DensePredictions
 from detbench.parts.assigners import Poto, QualityAtss
 from detbench.parts.backbones import SmallResNet
@@ -142,7 +142,7 @@ def test_focal_of_the_exact_logit_is_focal_of_the_fused_probability() -> None:
     predictions = small(DEFCN).eval()(IMAGES)["o2o"]
     targets = some_targets((3, 2), 0)
     matches = Poto()(predictions, targets)
-    got = focal_of(Supervision(predictions, targets, matches), alpha=0.25, gamma=2.0)
+    got = focal_of(DenseSupervision(predictions, targets, matches), alpha=0.25, gamma=2.0)
     prob = predictions.pred_logits.sigmoid().double()
     wanted = torch.zeros_like(prob)
     wanted[matches.image_idx, matches.pred_idx, targets.labels[matches.target_idx]] = 1

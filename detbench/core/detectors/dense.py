@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from detbench.core.backbones import Backbone
 from detbench.core.detectors.fpn import Fpn
 from detbench.core.detectors.predictors import FILTER, DensePredictor, Tower, build_predictor
-from detbench.core.types import DensePredictions
+from detbench.core.types import DensePredictions, Targets
 
 if TYPE_CHECKING:
     from detbench.parts.branches import Branch
+    from detbench.parts.branches import DensePredictor as DensePredictorPart
     from detbench.parts.detectors import Dense
 
 SHARED = "shared"
@@ -68,15 +69,23 @@ class DenseDetector(nn.Module):
         self.predictors = nn.ModuleDict(predictors)
         self.unfiltered = dict(unfiltered)
 
-    def forward(self, images: Tensor, branches: Sequence[str] | None = None) -> dict[str, DensePredictions]:
+    def forward(
+        self,
+        images: Tensor,
+        sizes: Sequence[tuple[int, int]] = (),
+        targets: Targets | None = None,
+        branches: Sequence[str] | None = None,
+    ) -> dict[str, DensePredictions]:
         """(B, 3, H, W) padded images to predictions by branch.
 
         Args:
             images: normalised; padding is at the bottom and right.
+            sizes: height and width without padding, which convolutions don't ask for.
+            targets: the objects, which no dense head asks for.
             branches: those wanted; None for all. What only others need isn't computed.
         """
         features = self.neck(self.backbone(images))
-        sizes = tuple((x.shape[-2], x.shape[-1]) for x in features)
+        level_sizes = tuple((x.shape[-2], x.shape[-1]) for x in features)
         wanted = self._wanted(branches)
         owners = self._owners(wanted)
         raw: dict[str, dict[str, list[Tensor]]] = {name: {} for name in owners}
@@ -98,7 +107,9 @@ class DenseDetector(nn.Module):
         for name in wanted:
             owner = self.unfiltered.get(name, name)
             seen = {k: v for k, v in raw[owner].items() if name == owner or k != FILTER}
-            predictions[name] = self._predictor(owner).decode(seen, self._scales(owner), sizes, self.strides)
+            predictions[name] = self._predictor(owner).decode(
+                seen, self._scales(owner), level_sizes, self.strides
+            )
         return predictions
 
     def parameters_of(self, branches: Sequence[str] | None = None) -> Iterator[nn.Parameter]:
@@ -149,11 +160,12 @@ def build_dense(part: Dense, *, branches: Mapping[str, Branch], num_classes: int
     predictors, unfiltered = {}, {}
     # By name: random weights are drawn in the order of building, and the order of branches is no part of a recipe.
     for name, branch in sorted(branches.items()):
-        if branch.predictor.kind == "unfiltered":
-            unfiltered[name] = branch.predictor.branch
+        predictor = cast("DensePredictorPart", branch.predictor)  # Experiment refuses any other
+        if predictor.kind == "unfiltered":
+            unfiltered[name] = predictor.branch
         else:
             predictors[name] = build_predictor(
-                branch.predictor,
+                predictor,
                 channels,
                 num_classes,
                 groups=subnets.groups,

@@ -6,20 +6,25 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from detbench.core.boxes import box_giou, box_iou, encode_deltas, xyxy_to_cxcywh
+from detbench.core.boxes import box_giou, box_iou, encode_deltas, query_giou
 
 if TYPE_CHECKING:
-    from detbench.core.supervise import Supervision
+    from detbench.core.supervise import DenseSupervision, Supervision
 
 
 def box_l1_of(supervision: Supervision, *, box_format: Literal["cxcywh", "xyxy"]) -> Tensor:
-    """The sum of `normalised_l1` over pairs and coordinates."""
-    return normalised_l1(
-        supervision.pred_boxes, supervision.target_boxes, supervision.whwh, box_format=box_format
-    ).sum()
+    """The sum over pairs and coordinates of |difference|, boxes divided by their image's size (spec 4.2)."""
+    pred, target = supervision.normalised(box_format)
+    return (pred - target).abs().sum()
 
 
-def delta_l1_of(supervision: Supervision) -> Tensor:
+def query_giou_of(supervision: Supervision, *, eps: float) -> Tensor:
+    """The sum over pairs of 1 - GIoU of normalised boxes (spec 1.8)."""
+    pred, target = supervision.normalised("xyxy")
+    return (1 - query_giou(pred, target, eps=eps)).sum()
+
+
+def delta_l1_of(supervision: DenseSupervision) -> Tensor:
     """The sum over pairs and coordinates of |delta - target delta| (spec 1.5)."""
     deltas = supervision.predictions.pred_deltas
     assert deltas is not None  # Experiment refuses delta_l1 without the anchor predictor
@@ -27,35 +32,17 @@ def delta_l1_of(supervision: Supervision) -> Tensor:
     return (supervision.gather(deltas) - wanted).abs().sum()
 
 
-def giou_of(supervision: Supervision, *, eps: float) -> Tensor:
+def giou_of(supervision: DenseSupervision, *, eps: float) -> Tensor:
     """The sum of `giou_loss` over pairs."""
     return giou_loss(supervision.pred_boxes, supervision.target_boxes, eps=eps).sum()
 
 
-def log_iou_of(supervision: Supervision, *, eps: float, weigh_by: Literal["centerness", "one"]) -> Tensor:
+def log_iou_of(
+    supervision: DenseSupervision, *, eps: float, weigh_by: Literal["centerness", "one"]
+) -> Tensor:
     """The sum of `log_iou_loss` over pairs, each weighed by its centre-ness target or by one."""
     loss = log_iou_loss(supervision.pred_boxes, supervision.target_boxes, eps=eps)
     return (loss * supervision.centerness_targets if weigh_by == "centerness" else loss).sum()
-
-
-def normalised_l1(
-    pred_boxes: Tensor, boxes: Tensor, whwh: Tensor, *, box_format: Literal["cxcywh", "xyxy"]
-) -> Tensor:
-    """|difference| of each coordinate, boxes divided by their image's size (spec 4.2).
-
-    Args:
-        pred_boxes: (K, 4) xyxy pixels.
-        boxes: (K, 4) xyxy pixels.
-        whwh: (K, 4) width, height, width, height of the unpadded image.
-        box_format: the coordinates to compare in.
-
-    Returns:
-        (K, 4).
-    """
-    pred, target = pred_boxes / whwh, boxes / whwh
-    if box_format == "cxcywh":
-        pred, target = xyxy_to_cxcywh(pred), xyxy_to_cxcywh(target)
-    return (pred - target).abs()
 
 
 def giou_loss(pred_boxes: Tensor, boxes: Tensor, *, eps: float) -> Tensor:

@@ -10,10 +10,10 @@ from torch import Tensor
 from detbench.core.boxes import boxes_to_distances
 
 if TYPE_CHECKING:
-    from detbench.core.supervise import Supervision
+    from detbench.core.supervise import DenseSupervision
 
 
-def centerness_of(supervision: Supervision) -> Tensor:
+def centerness_of(supervision: DenseSupervision) -> Tensor:
     """The sum over pairs of the binary cross-entropy between centre-ness logits and targets (spec 1.4)."""
     logits = supervision.predictions.pred_centerness
     assert logits is not None  # Experiment refuses this loss without the fcos predictor

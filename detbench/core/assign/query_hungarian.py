@@ -1,0 +1,78 @@
+"""Matching of query predictions: all layers and images in one cost, one transfer, one solver call for each image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from detbench.core.assign.hungarian import focal_cost
+from detbench.core.boxes import by_coordinate, cxcywh_to_xyxy, query_giou
+from detbench.core.types import Matches
+
+if TYPE_CHECKING:
+    from detbench.core.types import QueryPredictions, Targets
+    from detbench.parts.assigners import QueryHungarian
+
+
+@torch.no_grad()
+def assign_query_hungarian(rule: QueryHungarian, predictions: QueryPredictions, targets: Targets) -> Matches:
+    """The pairs of least total cost in each image of each layer (spec 1.8, 4.1)."""
+    cost = query_cost(rule, predictions, targets)
+    return solve_with_copies(cost, targets.counts, copies=rule.copies, most_positive=rule.most_positive)
+
+
+def query_cost(rule: QueryHungarian, predictions: QueryPredictions, targets: Targets) -> Tensor:
+    """(M, Q) cost of each object with every query of its own image and layer (spec 1.8)."""
+    # Only the object's own class is looked at, so the logits are gathered before any arithmetic.
+    class_cost = focal_cost(
+        predictions.pred_logits[targets.image_idx, :, targets.labels],
+        alpha=rule.focal_alpha,
+        gamma=rule.focal_gamma,
+        eps=rule.focal_eps,
+    )
+    pred = by_coordinate(predictions.pred_boxes[targets.image_idx])
+    target = targets.cxcywh[:, None]
+    # Four planes summed one by one: no (M, Q, 4) tensor is written for the absolute differences.
+    bbox_cost = torch.stack(
+        [(p - t).abs() for p, t in zip(pred.unbind(-1), target.unbind(-1), strict=True)]
+    ).sum(0)
+    giou = query_giou(by_coordinate(cxcywh_to_xyxy(pred)), cxcywh_to_xyxy(target), eps=rule.iou_eps)
+    return rule.cost_class * class_cost + rule.cost_bbox * bbox_cost - rule.cost_giou * giou
+
+
+def solve_with_copies(
+    cost: Tensor, counts: tuple[int, ...], *, copies: int = 1, most_positive: float | None = None
+) -> Matches:
+    """Pairs of least sum in each image, every object offered several times.
+
+    Args:
+        cost: (M, Q), the rows of an image's objects next to each other.
+        counts: objects of each image; they sum to M.
+        copies: how often each object is repeated; its copies go to distinct queries.
+        most_positive: largest share of the queries that may be matched; reduces the copies of an image, not below 1.
+
+    Returns:
+        min(Q, copies * N) pairs for an image of N objects.
+    """
+    # Where training diverged the cost isn't finite and the solver would raise: the loss says so better.
+    on_host = cost.nan_to_num().cpu().numpy()
+    num_queries = cost.shape[1]
+    columns: list[NDArray[np.int64]] = []
+    start = 0
+    for image, count in enumerate(counts):
+        if count:
+            times = copies
+            if most_positive is not None:
+                times = max(1, min(copies, int(most_positive * num_queries / count)))
+            rows = on_host[start : start + count]
+            row, pred = linear_sum_assignment(np.tile(rows, (times, 1)) if times > 1 else rows)
+            columns.append(np.stack([np.full(len(pred), image), pred, start + row % count]))
+        start += count
+    matched = np.concatenate(columns, axis=1) if columns else np.zeros((3, 0), dtype=np.int64)
+    image_idx, pred_idx, target_idx = torch.from_numpy(matched).to(cost.device)
+    return Matches(image_idx, pred_idx, target_idx, copies=copies)

@@ -1,0 +1,161 @@
+"""Which parts go together: what no part can see alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from detbench.parts.assigners import DenseAssigner, QueryAssigner
+from detbench.parts.branches import Branch, DensePredictor, QueryPredictor, Unfiltered
+from detbench.parts.detectors import Dense, Query
+from detbench.parts.losses import DenseLoss, QueryLoss
+from detbench.parts.part import closest, flatten, plain
+
+if TYPE_CHECKING:
+    from detbench.parts.experiment import Experiment, InitFrom, Module
+
+QUERY_NORMALISERS = ("objects", "copies")
+
+
+def problems_of(experiment: Experiment) -> Iterator[str]:
+    """Every impossible combination, each as "key path: what is wrong"."""
+    names = list(experiment.branches)
+    if not names:
+        yield "branches: none; a detector needs at least one branch"
+    if experiment.test.branch not in names:
+        yield f"test.branch: no branch is called '{experiment.test.branch}'{closest(experiment.test.branch, names)}"
+    training = experiment.training
+    if training.batch % training.accumulate:
+        yield f"training.accumulate: {training.accumulate} doesn't divide the batch of {training.batch}"
+    if experiment.data.test.flip:
+        yield f"data.test.flip: must be 0 in the test transform, found {experiment.data.test.flip}"
+    match experiment.detector:
+        case Dense():
+            yield from _dense(experiment.detector, experiment.branches)
+        case Query():
+            yield from _query(experiment.detector, experiment.branches, test=experiment.test.branch)
+    if experiment.init is not None and experiment.init.source is not None:
+        yield from _across_runs(experiment, experiment.init.source, experiment.init)
+
+
+def _families(branches: dict[str, Branch], detector: Literal["dense", "query"]) -> Iterator[str]:
+    """Branches whose parts belong to the other family of detectors."""
+    queries = detector == "query"
+    predictors = QueryPredictor if queries else DensePredictor
+    assigners = QueryAssigner if queries else DenseAssigner
+    losses = QueryLoss if queries else DenseLoss
+
+    def misfit(where: str, kind: str, family: Any) -> str:
+        known = ", ".join(member().kind for member in get_args(family) if member is not Unfiltered)
+        return f"{where}: '{kind}' doesn't go with a {detector} detector; expected one of {known}"
+
+    for name, branch in branches.items():
+        where = f"branches.{name}"
+        if not isinstance(branch.predictor, predictors):
+            yield misfit(f"{where}.predictor", branch.predictor.kind, predictors)
+        if not isinstance(branch.assigner, assigners):
+            yield misfit(f"{where}.assigner", branch.assigner.kind, assigners)
+        for loss_name, loss in branch.losses.items():
+            if not isinstance(loss, losses):
+                yield misfit(f"{where}.losses.{loss_name}", loss.kind, losses)
+            elif (loss.divide_by in QUERY_NORMALISERS) != queries:
+                expected = "one of " + ", ".join(QUERY_NORMALISERS) if queries else "a count of positives"
+                yield (
+                    f"{where}.losses.{loss_name}.divide_by: '{loss.divide_by}' doesn't go with a {detector} "
+                    f"detector; expected {expected}"
+                )
+
+
+def _dense(detector: Dense, branches: dict[str, Branch]) -> Iterator[str]:
+    yield from _families(branches, "dense")
+    num_levels = detector.neck.num_levels
+    for name, branch in branches.items():
+        kinds = (branch.predictor.kind, branch.assigner.kind)
+        if branch.assigner.kind == "fcos" and len(branch.assigner.size_ranges) != num_levels:
+            yield (
+                f"branches.{name}.assigner.size_ranges: {len(branch.assigner.size_ranges)} ranges for "
+                f"{num_levels} pyramid levels (detector.neck.num_levels)"
+            )
+        if (branch.assigner.kind == "max_iou") != (branch.predictor.kind == "anchor"):
+            yield (
+                f"branches.{name}: predictor '{kinds[0]}' doesn't go with assigner '{kinds[1]}'; "
+                "max_iou needs the anchor predictor and the anchor predictor needs max_iou"
+            )
+        if branch.predictor.kind == "unfiltered":
+            other = branches.get(branch.predictor.branch)
+            if other is None or other.predictor.kind != "point" or other.predictor.max_filter is None:
+                yield f"branches.{name}.predictor.branch: '{branch.predictor.branch}' is no branch with a max_filter"
+        for loss_name, loss in branch.losses.items():
+            where = f"branches.{name}.losses.{loss_name}"
+            if loss.kind == "delta_l1" and branch.predictor.kind != "anchor":
+                yield f"{where}: delta_l1 needs the anchor predictor, found '{kinds[0]}'"
+            needs_centerness = loss.kind == "centerness" or loss.divide_by == "centerness"
+            if needs_centerness and branch.predictor.kind != "fcos":
+                yield f"{where}: centre-ness needs the fcos predictor, found '{kinds[0]}'"
+    channels, groups = detector.neck.channels, detector.subnets.groups
+    if channels % groups:
+        yield f"detector.subnets.groups: {groups} doesn't divide detector.neck.channels = {channels}"
+
+
+def _query(detector: Query, branches: dict[str, Branch], *, test: str) -> Iterator[str]:
+    yield from _families(branches, "query")
+    channels = detector.neck.channels
+    for key, divisor in (
+        ("neck.groups", detector.neck.groups),
+        ("transformer.num_heads", detector.transformer.num_heads),
+    ):
+        if channels % divisor:
+            yield f"detector.{key}: {divisor} doesn't divide detector.neck.channels = {channels}"
+    if channels % 8:
+        yield f"detector.neck.channels: must be a multiple of 8 for the sine encodings, found {channels}"
+    two_stage = detector.queries.kind == "proposals"
+    if two_stage and detector.refinement == "none":
+        yield "detector.refinement: a two-stage detector refines its proposals; expected 'detached' or 'twice'"
+    if detector.refinement == "none" and detector.heads == "per_layer":
+        yield "detector.heads: without refinement all layers share their heads; expected 'shared'"
+    tested = branches.get(test)
+    if tested is not None and (
+        tested.predictor.kind != "decoder" or tested.predictor.layers == "intermediate"
+    ):
+        yield f"test.branch: '{test}' must be a decoder output that holds the last layer"
+    for name, branch in branches.items():
+        predictor = branch.predictor
+        if predictor.kind in ("encoder", "one_to_many", "denoising") and not two_stage:
+            yield f"branches.{name}.predictor: '{predictor.kind}' needs detector.queries.kind = 'proposals'"
+        if (branch.assigner.kind == "known") != (predictor.kind == "denoising"):
+            yield (
+                f"branches.{name}: predictor '{predictor.kind}' doesn't go with assigner '{branch.assigner.kind}'; "
+                "denoising needs known and known needs denoising"
+            )
+    for kind in ("denoising", "one_to_many"):
+        users = [name for name, branch in branches.items() if branch.predictor.kind == kind]
+        if len(users) > 1:
+            yield f"branches.{users[1]}.predictor: a second '{kind}' output beside branches.{users[0]}"
+
+
+# What decides the shapes and the meaning of a module's weights, below `detector`.
+_LAYOUT: dict[Module, tuple[str, ...]] = {
+    "backbone": ("backbone",),
+    "neck": ("backbone", "neck"),
+    "towers": ("neck.channels", "subnets.num_convs", "subnets.groups", "subnets.shared"),
+}
+_WITHOUT_SHAPE = ("backbone.weights", "backbone.frozen_stages")
+
+
+def _across_runs(experiment: Experiment, source: Experiment, init: InitFrom) -> Iterator[str]:
+    """Why an experiment can't start from the weights of another."""
+    if source.data.source != experiment.data.source:
+        yield f"init.row: '{init.row}' is trained on other data than this row (data.source)"
+    if "towers" in init.modules:
+        if not isinstance(experiment.detector, Dense) or not isinstance(source.detector, Dense):
+            yield "init.modules: only dense detectors have towers"
+        elif not experiment.detector.subnets.shared:
+            yield "init.modules: towers can only be taken over where all branches share them"
+    ours, theirs = flatten(plain(experiment.detector)), flatten(plain(source.detector))
+    for key in [*ours, *(key for key in theirs if key not in ours)]:
+        of = [m for m in init.modules if any(f"{key}.".startswith(f"{head}.") for head in _LAYOUT[m])]
+        if of and key not in _WITHOUT_SHAPE and ours.get(key) != theirs.get(key):
+            yield (
+                f"init.modules: the {' and '.join(of)} of '{init.row}' don't fit: there detector.{key} is "
+                f"{theirs.get(key)}, here {ours.get(key)}"
+            )
