@@ -338,7 +338,7 @@ def _overlapping_pairs(truth: GroundTruth, group: Ints, boxes: Floats) -> tuple[
     blocks = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
     for row, position in pairs_of_groups(group, object_group[by_group]):
         item = by_group[position]
-        overlap = _overlaps(boxes[row], truth.boxes_xywh[item], truth.iscrowd[item])
+        overlap = overlaps(boxes[row], truth.boxes_xywh[item], truth.iscrowd[item])
         enough = overlap >= IOU_THRESHOLDS[0]
         blocks.append((row[enough], item[enough], overlap[enough]))
     row, item, overlap = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
@@ -346,7 +346,7 @@ def _overlapping_pairs(truth: GroundTruth, group: Ints, boxes: Floats) -> tuple[
     return row[order], item[order], overlap[order]
 
 
-def _overlaps(detected: Floats, objects: Floats, iscrowd: Bools) -> Floats:
+def overlaps(detected: Floats, objects: Floats, iscrowd: Bools) -> Floats:
     """IoU of each pair of boxes xywh, (P,); for a crowd the share of the detection (maskApi.c, bbIou)."""
     low = np.maximum(detected[:, :2], objects[:, :2])
     sides = np.minimum(detected[:, :2] + detected[:, 2:], objects[:, :2] + objects[:, 2:]) - low
@@ -443,7 +443,7 @@ def _precision(matches: CocoMatches, ranking: _Ranking, area: int) -> Floats:
         hits = np.cumsum(right[:, events], axis=1)
         counted = inside_at_event[events] - inside_before[ranking.row_bounds[label]]
         counted = counted + np.cumsum(correction[:, events], axis=1)
-        precision[:, :, label] = _interpolate(
+        precision[:, :, label] = interpolate(
             precision=hits / (counted + np.spacing(1)), recall=hits / ranking.positives[area, label]
         )
     return precision
@@ -456,7 +456,7 @@ def _right_weights(matches: CocoMatches, ranking: _Ranking, area: int) -> Floats
     return weighted
 
 
-def _interpolate(precision: Floats, recall: Floats) -> Floats:
+def interpolate(precision: Floats, recall: Floats) -> Floats:
     """Best precision at or beyond the first event that reaches each recall point, (T, R); 0 if none does."""
     best_ahead = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     best_ahead = np.pad(best_ahead, ((0, 0), (0, 1)))
