@@ -6,9 +6,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detbench.errors import StoreError
+
+if TYPE_CHECKING:
+    from detbench.metrics.coco import DetectionTable
 
 RESULT, CURVE, REQUEST, DETECTIONS = "result.json", "curve.jsonl", "request.json", "detections.npz"
 
@@ -106,6 +109,26 @@ def read_request(folder: Path) -> dict[str, Any]:
             f"{path}: unreadable ({error}); delete the folder {folder} and run it again"
         ) from None
     return tree
+
+
+def read_detections(path: Path) -> DetectionTable:
+    """The raw detections of a finished run.
+
+    Raises:
+        StoreError: the file is missing or damaged.
+    """
+    # Here, because most who read results have no use for NumPy and would wait for it.
+    import numpy as np
+
+    from detbench.metrics.coco import DetectionTable
+
+    try:
+        with np.load(path) as arrays:
+            return DetectionTable(
+                **{name: arrays[name] for name in ("image", "label", "boxes_xywh", "scores")}
+            )
+    except (OSError, KeyError, ValueError) as error:
+        raise StoreError(f"{path}: can't be read ({error})") from None
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,28 @@ class Store:
         """Every run folder, finished or not, in the order of its name."""
         for request in sorted(self.root.glob(f"*/*/{REQUEST}")):
             yield request.parent
+
+    def find(self, name: str) -> Path | None:
+        """The run that a user calls by its folder, or by the start of its digest, and "/seed" if there are several.
+
+        Returns:
+            Its folder; None where the name looks like neither, such as a recipe's.
+
+        Raises:
+            StoreError: no run has such a digest, or several have.
+        """
+        if (Path(name) / REQUEST).is_file():
+            return Path(name)
+        if not re.fullmatch(r"[0-9a-f]{4,16}(/\d+)?", name):
+            return None
+        digest, _, seed = name.partition("/")
+        fits = [f for f in self.folders() if f.parent.name.startswith(digest) and seed in ("", f.name)]
+        if not fits:
+            raise StoreError(f"{self.root}: no run is called {name}; `detbench runs` lists those there are")
+        if len(fits) > 1:
+            names = ", ".join(f"{folder.parent.name}/{folder.name}" for folder in fits)
+            raise StoreError(f"{self.root}: {name} may be {names}; name one of them")
+        return fits[0]
 
     def state(self, digest: str, seed: int) -> State:
         """How far a run has come."""

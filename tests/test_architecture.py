@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "benching": {"errors", "parts", "recipes"},
     "listing": {"errors", "parts", "recipes", "results", "runs", "store"},
     "live": {"runs", "workers"},
-    "report": {"errors", "parts", "recipes", "results", "store", "stats", "metrics", "runs"},
+    "report": {"errors", "parts", "recipes", "results", "store", "stats", "metrics", "data", "runs"},
     "core": {"errors", "parts"},
     "data": {"errors", "parts", "core", "metrics"},
     "engine": {"errors", "parts", "core", "data", "metrics", "results", "store", "runs", "workers"},
@@ -35,7 +35,7 @@ MAY_IMPORT = {
 TORCH_FREE = [
     "cli", "benching", "listing", "live", "ablation", "recipes", "runs", "results", "store", "stats", "report",
     "metrics.coco", "metrics.crowd", "parts.experiment", "data.coco", "data.odgt", "data.convert", "data.check",
-    "data.drawn", "data.fingerprint", "data.images",
+    "data.drawn", "data.fingerprint", "data.images", "data.truth",
 ]  # fmt: skip
 
 

@@ -16,10 +16,11 @@ from detbench.data.annotations import Annotations
 from detbench.data.batch import Batch, to_network
 from detbench.data.dataset import OpenData
 from detbench.data.loader import test_batches
+from detbench.data.truth import ground_truth
 from detbench.engine.train import autocast
-from detbench.errors import DataError, StoreError
+from detbench.errors import DataError
 from detbench.metrics import coco, crowd, pycoco
-from detbench.metrics.coco import METRIC_NAMES, CocoResult, DetectionTable, GroundTruth
+from detbench.metrics.coco import METRIC_NAMES, CocoResult, DetectionTable
 from detbench.metrics.crowd import CrowdResult
 from detbench.parts.experiment import Experiment
 from detbench.parts.test import CocoMetrics, CrowdMetrics
@@ -75,18 +76,6 @@ def measure(table: DetectionTable, annotations: Annotations, metrics: Metrics) -
     return coco.evaluate(truth, table)
 
 
-def ground_truth(annotations: Annotations, metrics: Metrics) -> GroundTruth:
-    """The annotated objects as the metrics want them."""
-    factor = None
-    if metrics.kind == "coco" and metrics.size_limits == "relative":
-        factor = 640.0 * 480.0 / (annotations.widths * annotations.heights.astype(np.float64))
-    return GroundTruth(
-        image=annotations.image_idx, label=annotations.labels, boxes_xywh=annotations.boxes, area=annotations.areas,
-        iscrowd=annotations.iscrowd, num_images=annotations.num_images,
-        num_classes=len(annotations.category_names), image_area_factor=factor,
-    )  # fmt: skip
-
-
 def percent(result: Measured) -> dict[str, float | None]:
     """The numbers in percent, the most telling first; None for what no object allows to measure."""
     return {name: _percent(value) for name, value in result.summary.items()}
@@ -110,21 +99,6 @@ def write_detections(path: Path, table: DetectionTable) -> None:
             file, image=table.image, label=table.label, boxes_xywh=table.boxes_xywh, scores=table.scores
         )
     temporary.replace(path)
-
-
-def read_detections(path: Path) -> DetectionTable:
-    """The raw detections of a finished run.
-
-    Raises:
-        StoreError: the file is missing or damaged.
-    """
-    try:
-        with np.load(path) as arrays:
-            return DetectionTable(
-                **{name: arrays[name] for name in ("image", "label", "boxes_xywh", "scores")}
-            )
-    except (OSError, KeyError, ValueError) as error:
-        raise StoreError(f"{path}: can't be read ({error})") from None
 
 
 def _as_columns(batch: Batch, found: list[Detections]) -> list[tuple[NDArray[Any], ...]]:

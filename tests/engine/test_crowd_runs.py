@@ -8,7 +8,7 @@ import pytest
 from detbench import ablation, recipes, runs
 from detbench.data.dataset import open_data
 from detbench.data.drawn import write
-from detbench.engine.evaluate import measure, percent, read_detections
+from detbench.engine.evaluate import measure, percent
 from detbench.engine.run import run_experiment
 from detbench.errors import DataError
 from detbench.metrics import crowd
@@ -16,7 +16,7 @@ from detbench.metrics.coco import DetectionTable
 from detbench.parts.data import CrowdHuman, Drawn
 from detbench.parts.experiment import Experiment
 from detbench.recipes import Context, Scale
-from detbench.results import DETECTIONS, Result
+from detbench.results import DETECTIONS, Result, read_detections
 from detbench.store import Store
 
 TABLE = "date/table4"

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from detbench import recipes, runs, workers
+from detbench.data.truth import ground_truth
 from detbench.engine import machine
-from detbench.engine.evaluate import ground_truth, read_detections
 from detbench.engine.run import run_experiment
 from detbench.errors import NonFiniteLoss, RunFailed
 from detbench.metrics import pycoco
 from detbench.recipes import Context
-from detbench.results import DETECTIONS, read_curve, read_result
+from detbench.results import DETECTIONS, read_curve, read_detections, read_result
 from detbench.store import CHECKPOINT, ERROR, HELD, PREVIOUS, WEIGHTS, Store
 
 
