@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -64,6 +65,11 @@ class Targets:
     def cxcywh(self) -> Tensor:
         """(M, 4) boxes as centre and size, divided by their image's unpadded size."""
         return xyxy_to_cxcywh(self.boxes / self.whwh[self.image_idx])
+
+    @property
+    def first(self) -> Tensor:
+        """(B,) index of each image's first object; of the next image's where it has none."""
+        return torch.tensor([0, *accumulate(self.counts[:-1])], device=self.image_idx.device)
 
     def repeat(self, times: int) -> Targets:
         """The whole batch `times` times, one copy after another, as the layers of a decoder see it."""

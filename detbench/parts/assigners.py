@@ -216,6 +216,43 @@ class Known:
 
 
 DenseAssigner = Hungarian | LeastCost | Poto | QualityAtss | FcosRule | MaxIou
-QueryAssigner = QueryHungarian | Known
+QueryAssigner = QueryHungarian | QueryIou | Known
 Assigner = DenseAssigner | QueryAssigner
 """Every assignment rule a recipe may name."""
+@part
+class QueryIou:
+    """Candidates by the overlap of where they start with the objects, several for each (DETA; spec 6.2 to 6.5).
+
+    A token starts at its anchor, a query at its proposal. Each belongs to the object that it overlaps most. The
+    assignment is made once and serves all layers; whatever it doesn't name is negative.
+
+    Attributes:
+        positive: least IoU of a positive with its object (DETA: 0.7 for tokens, 0.6 for queries).
+        low_quality: what else is positive: "any": a candidate that reaches the best IoU of some object, though
+            it may belong to another (released code); "own": one that reaches the best IoU of its own object
+            (the paper's Equation 3); "none".
+        sample: with `most_positive` a bound on an image's positives; None for the number of candidates.
+        most_positive: at most this share of `sample` stays positive, drawn at random (DETA: 0.5 of 256 tokens,
+            0.25 of all queries).
+        balance: most positives of one object; None for no bound.
+        balance_by: "row": as many as it had, of all candidates those that overlap it most (released code);
+            "threshold": those of its own whose IoU is among the object's `balance` greatest (section 5.3).
+        iou_eps: added to the union.
+    """
+
+    kind: Literal["query_iou"] = "query_iou"
+    positive: Fraction = 0.6
+    low_quality: Literal["any", "own", "none"] = "any"
+    sample: Count | None = None
+    most_positive: Fraction = 0.25
+    balance: Count | None = 4
+    balance_by: Literal["row", "threshold"] = "row"
+    iou_eps: NonNegative = 0.0
+
+    def __call__(self, predictions: QueryPredictions, targets: Targets) -> Matches:
+        """The same pairs for each layer; a prediction may answer for two objects, an object may have none."""
+        from detbench.core.assign.query_iou import assign_query_iou
+
+        return assign_query_iou(self, predictions, targets)
+
+

@@ -128,6 +128,8 @@ def _query(detector: Query, branches: dict[str, Branch], *, test: str) -> Iterat
                 "denoising needs known and known needs denoising"
             )
     for kind in ("denoising", "one_to_many"):
+        if branch.assigner.kind == "query_iou" and not two_stage:
+            yield f"branches.{name}.assigner: 'query_iou' needs detector.queries.kind = 'proposals'"
         users = [name for name, branch in branches.items() if branch.predictor.kind == kind]
         if len(users) > 1:
             yield f"branches.{users[1]}.predictor: a second '{kind}' output beside branches.{users[0]}"
