@@ -283,7 +283,12 @@ def ablate(
 
 @app.command()
 def report(
-    patterns: OptionalNames = None,
+    patterns: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE... | RUN]", help="Recipes or rows, globs allowed, all by default; or a run."
+        ),
+    ] = None,
     scale: Annotated[Scale | None, typer.Option(help="Only this scale.")] = None,
     format: Annotated[Format, typer.Option("--format", help="Of what is printed.")] = Format.terminal,
     output: Annotated[
@@ -292,9 +297,21 @@ def report(
     runs: StoreOption = DEFAULT_RUNS,
     as_json: JsonOption = False,
 ) -> None:
-    """Print tables of what was run, measured beside reported; with -o write the page, tables and plots."""
+    """Print tables of what was run, measured beside reported; with -o write the page, tables and plots.
+
+    Of a single run (its folder, or the start of its digest and /SEED): what it gets wrong.
+    """
     from detbench.report import collect, render, write_site
 
+    if patterns and len(patterns) == 1 and (folder := _store(runs).find(patterns[0])):
+        from detbench.report import run_page, run_report
+
+        found = run_report.examine(folder)
+        if output is not None:
+            _say(f"report written to {run_page.write(found, output)}")
+        else:
+            print(run_report.render(found, "json" if as_json else format.value), end="")
+        return
     collected = collect(_store(runs), patterns or None, scale=scale.value if scale else None)
     if not collected:
         _say(f"{runs}: no finished run to report; `detbench run quickstart` makes some")

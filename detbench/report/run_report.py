@@ -1,0 +1,241 @@
+"""What one finished run gets wrong: its numbers, and how they are printed. The page of them is in run_page.py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from detbench.data.annotations import Annotations
+from detbench.data.fingerprint import fingerprint
+from detbench.data.sources import read_splits
+from detbench.data.truth import ground_truth
+from detbench.errors import DataError, DetbenchError
+from detbench.metrics import errors
+from detbench.metrics.coco import CocoResult, DetectionTable, accumulate
+from detbench.metrics.errors import KINDS, Costs, Errors
+from detbench.metrics.matching import Floats, Ints
+from detbench.parts.data import Data
+from detbench.parts.part import read_part
+from detbench.parts.test import CocoMetrics
+from detbench.recipes import short
+from detbench.results import DETECTIONS, Result, read_detections, read_request, read_result
+from detbench.store import Store
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SHOWN = ("AP", "AP50", "AP75")
+
+
+@dataclass(frozen=True, eq=False)
+class RunReport:
+    """One run looked at closely.
+
+    Attributes:
+        result: what was recorded of it.
+        rows: names of the rows it was run for.
+        annotations: the validation images.
+        images: the folder of their files.
+        table: the detections.
+        found: what became of each, and of each object.
+        costs: of the kinds of errors, in AP at IoU 0.5.
+        measured: COCO's numbers.
+        score: detections of at least this score are counted in `confusion` and `image_f1`: the one at which F1 at
+            IoU 0.5 over all classes is best.
+        confusion: (K + 1, K + 1) classes of objects by classes of detections; the last of each is none.
+        image_f1: (I,) at IoU 0.5.
+    """
+
+    result: Result
+    rows: list[str]
+    annotations: Annotations
+    images: Path
+    table: DetectionTable
+    found: Errors
+    costs: Costs
+    measured: CocoResult
+    score: float
+    confusion: Ints
+    image_f1: Floats
+
+    @property
+    def name(self) -> str:
+        """What the run is called by: its digest and seed."""
+        return f"{self.result.digest}/{self.result.seed}"
+
+    def worst(self, count: int) -> list[int]:
+        """The images with the lowest F1, of equal ones those with more errors first; none without an error."""
+        shown = (self.found.kind >= 0) & (self.found.matches.scores >= self.score)
+        lost = self.found.counted & ~self.found.found(self.score)
+        wrong = np.bincount(self.found.matches.image[shown], minlength=self.annotations.num_images)
+        wrong += np.bincount(self.found.matches.object_image[lost], minlength=self.annotations.num_images)
+        order = np.lexsort((-wrong, self.image_f1))
+        return [int(i) for i in order[wrong[order] > 0][:count]]
+
+    def class_metrics(self, k: int) -> dict[str, float | None]:
+        """AP and its kin of a class in percent; None for a class without objects."""
+        return {name: _percent(self.measured.per_class[name][k]) for name in SHOWN}
+
+    def curve(self, iou: float, k: int | None = None) -> list[float] | None:
+        """Precision at COCO's 101 recall points, of one class or the mean of those with objects; None without."""
+        precision = self.measured.precision[round((iou - 0.5) / 0.05), :, :, 0]
+        chosen = precision[:, self.found.objects() > 0] if k is None else precision[:, [k]]
+        if not chosen.size or chosen.min() < 0:
+            return None
+        curve: list[float] = chosen.mean(axis=1).tolist()
+        return curve
+
+
+def examine(folder: Path) -> RunReport:
+    """Looks at a finished run.
+
+    Raises:
+        StoreError: the run isn't finished, or its files are damaged.
+        DataError: its data is not where it was, or not what it was.
+    """
+    result = read_result(folder)
+    source = read_part(Data, result.experiment["data"], where=f"{folder}: data").source
+    cache = Store(folder.parent.parent).cache
+    splits = read_splits(source, cache)
+    now = fingerprint(source, cache)
+    if now != result.data["fingerprint"]:
+        raise DataError(
+            f"{splits.root}: this is not the data of run {folder}: its fingerprint was "
+            f"{result.data['fingerprint']}, now it is {now}. Put the data back, or run again"
+        )
+    truth = ground_truth(splits.val, CocoMetrics())
+    table = read_detections(folder / DETECTIONS)
+    found = errors.analyse(truth, table)
+    score = found.best_score()
+    return RunReport(
+        result=result,
+        rows=[f"{short(name)}: {label}" for name, label in read_request(folder)["places"]],
+        annotations=splits.val,
+        images=splits.layout.val.images,
+        table=table,
+        found=found,
+        costs=found.costs(),
+        measured=accumulate(found.matches),
+        score=score,
+        confusion=errors.confusion(found, truth, table, score),
+        image_f1=found.image_f1(score),
+    )
+
+
+def render(report: RunReport, form: str, console: Console | None = None) -> str:
+    """A run's report as text: "terminal" or "json".
+
+    Raises:
+        DetbenchError: it is asked for in another form.
+    """
+    if form == "json":
+        return json.dumps(as_tree(report), indent=1, ensure_ascii=False) + "\n"
+    if form == "terminal":
+        return _terminal(report, console)
+    raise DetbenchError(
+        f"--format {form}: the report of a run is printed as terminal or json; -o writes its page"
+    )
+
+
+def as_tree(report: RunReport) -> dict[str, Any]:
+    """Every number of the report as plain values, in percent where they are AP or its kin."""
+    costs, counts, names = report.costs, report.found.counts(), report.annotations.category_names
+    return {
+        "run": report.name,
+        "rows": report.rows,
+        "scale": report.result.scale,
+        "data": report.result.data,
+        "metrics": {name: _percent(report.measured.summary[name]) for name in SHOWN},
+        "errors": {
+            kind: {"count": int(counts[i].sum()), "gain": 100 * costs.kinds[kind]}
+            for i, kind in enumerate(KINDS)
+        },
+        "false_positives_gain": 100 * costs.false_positives,
+        "false_negatives_gain": 100 * costs.false_negatives,
+        "classes": [
+            {
+                "name": name,
+                "objects": int(report.found.objects()[k]),
+                **report.class_metrics(k),
+                "errors": dict(zip(KINDS, counts[:, k].tolist(), strict=True)),
+                "precision50": report.curve(0.5, k),
+                "precision75": report.curve(0.75, k),
+            }
+            for k, name in enumerate(names)
+        ],
+        "precision50": report.curve(0.5),
+        "precision75": report.curve(0.75),
+        "score": report.score,
+        "confusion": {"names": [*names, None], "objects_by_detections": report.confusion.tolist()},
+        "worst_images": [
+            {"file": report.annotations.file_name(i), "f1": float(report.image_f1[i])}
+            for i in report.worst(20)
+        ],
+    }
+
+
+def gains(report: RunReport) -> list[tuple[str, int | None, float]]:
+    """Each kind of error with how many there are and the AP50 in percent it costs; then all of either side."""
+    totals = report.found.counts().sum(axis=1).tolist()
+    rows: list[tuple[str, int | None, float]] = [
+        (kind, count, 100 * report.costs.kinds[kind]) for kind, count in zip(KINDS, totals, strict=True)
+    ]
+    rows.append(("all false positives", sum(totals[:-1]), 100 * report.costs.false_positives))
+    lost = int((report.found.counted & ~report.found.found()).sum())
+    rows.append(("all false negatives", lost, 100 * report.costs.false_negatives))
+    return rows
+
+
+def _terminal(report: RunReport, console: Console | None) -> str:
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    console = console or Console(highlight=False)
+
+    def grid(*columns: str) -> Grid:
+        made = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        for i, column in enumerate(columns):
+            made.add_column(
+                column, justify="right" if i else "left", overflow="fold" if not i else "ellipsis"
+            )
+        return made
+
+    kinds = grid("error", "count", "AP50 gained if mended")
+    for name, count, gain in gains(report):
+        kinds.add_row(name, f"{count:,}", f"{gain:.1f}")
+    classes = grid("class", "objects", *SHOWN, "class", "loc", "both", "dup", "bg", "miss")
+    counts, objects = report.found.counts(), report.found.objects()
+    for k, name in enumerate(report.annotations.category_names):
+        numbers = [number_text(value) for value in report.class_metrics(k).values()]
+        classes.add_row(Text(name), f"{objects[k]:,}", *numbers, *(f"{count:,}" for count in counts[:, k]))
+    worst = grid("worst images", f"F1 at scores from {report.score:.2f}")
+    for i in report.worst(5):
+        worst.add_row(Text(report.annotations.file_name(i)), f"{report.image_f1[i]:.2f}")
+    with console.capture() as capture:
+        console.print(Text.assemble((f"run {report.name}", "bold"), f"  {', '.join(report.rows)}"))
+        console.print(Text(described(report), style="dim"))
+        for part in (kinds, classes, worst):
+            console.print()
+            console.print(part)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def described(report: RunReport) -> str:
+    """A run's data and AP in one line."""
+    numbers = ", ".join(f"{name} {number_text(_percent(report.measured.summary[name]))}" for name in SHOWN)
+    images, objects = report.annotations.num_images, int(report.found.counted.sum())
+    return f"{numbers} on {images:,} images of {report.result.data['name']} with {objects:,} objects"
+
+
+def number_text(value: float | None) -> str:
+    """A number in percent, or a dash for none."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _percent(fraction: float) -> float | None:
+    return None if fraction < 0 else 100 * float(fraction)
