@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms
 
@@ -37,6 +39,8 @@ class Candidates:
 @torch.no_grad()
 def detect_top_k(rule: TopK, predictions: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
     """The best pairs of each image, without suppression (spec 4.5)."""
+    if rule.quality != "none":
+        predictions = with_quality(cast(QueryPredictions, predictions), root=rule.quality == "sqrt")
     found = candidates(predictions, sizes, score_threshold=rule.score_threshold, per_level=rule.per_level)
     scores = found.scores.masked_fill(~found.kept, -1.0)
     best, order = scores.topk(min(rule.keep, scores.shape[1]))
@@ -94,6 +98,21 @@ def candidates(
         scores = prob * predictions.pred_centerness.gather(1, pred_idx).sigmoid()
     boxes = predictions.pred_boxes.gather(1, pred_idx[..., None].expand(-1, -1, 4))
     return Candidates(clip_boxes(boxes, whwh), scores, labels, prob > score_threshold)
+
+
+def with_quality(predictions: QueryPredictions, *, root: bool) -> QueryPredictions:
+    """The same predictions, their class scores multiplied by the estimated IoU (spec 5.2).
+
+    Args:
+        predictions: of a detector with a quality head.
+        root: take the product's square root.
+    """
+    assert predictions.pred_quality is not None  # Experiment refuses this score without a quality head
+    log_score = F.logsigmoid(predictions.pred_logits) + F.logsigmoid(predictions.pred_quality)[..., None]
+    if root:
+        log_score = log_score / 2
+    # The logit of a score s is ln s - ln(1 - s).
+    return dataclasses.replace(predictions, pred_logits=log_score - (-log_score.expm1()).log())
 
 
 def _as_one_level(predictions: QueryPredictions, whwh: Tensor) -> DensePredictions:

@@ -52,6 +52,17 @@ class Supervision(ABC):
         """(K,) classes of the objects they answer for."""
         return self.targets.labels[self.matches.target_idx]
 
+    @cached_property
+    def positive_logits(self) -> Tensor:
+        """(K,) logits of the matched predictions for their objects' classes."""
+        return self.gather(self.predictions.pred_logits).gather(1, self.target_labels[:, None]).squeeze(1)
+
+    @cached_property
+    def pair_weights(self) -> Tensor:
+        """(K,) how much each pair counts where a loss asks for it."""
+        weights = self.matches.weights
+        return self.positive_logits.new_ones(len(self._place)) if weights is None else weights
+
     @abstractmethod
     def normalised(self, box_format: Literal["cxcywh", "xyxy"]) -> tuple[Tensor, Tensor]:
         """(K, 4) boxes of the predictions and of their objects, divided by their image's unpadded size."""

@@ -167,6 +167,23 @@ class MaxIou:
 
 
 @part
+class Rank:
+    """An object's pairs weigh less the worse they are: exp(-rank / tau), by quality (Align-DETR; spec 4.2).
+
+    quality = score^quality_alpha * IoU^(1 - quality_alpha); the best pair of an object in a layer has rank 0.
+
+    Attributes:
+        quality_alpha: weight of classification against localisation; `Poto` counts it the other way round.
+        tau: how slowly weights fall.
+        iou_eps: added to the union.
+    """
+
+    quality_alpha: Fraction = 0.25
+    tau: Positive = 1.5
+    iou_eps: NonNegative = 1e-6
+
+
+@part
 class QueryHungarian:
     """Matching of query predictions of least total cost, each layer by itself (DETR; spec 1.8, 4.1).
 
@@ -183,6 +200,9 @@ class QueryHungarian:
         copies: how often each object is repeated, so many distinct queries answer for it (H-DETR, Align-DETR).
         most_positive: copies are reduced, down to 1, until objects times copies are at most this share of the
             queries (Align-DETR: 0.5); each image by itself; None for no bound.
+        rank: weights of the pairs, for the losses that ask for them; None for one each.
+        position_power: in the class cost the probability is multiplied by this power of (GIoU + 1) / 2, stretched
+            until the image's best is 1 (Stable-DINO's position-modulated cost: 0.5; spec 5.6).
     """
 
     kind: Literal["query_hungarian"] = "query_hungarian"
@@ -195,6 +215,8 @@ class QueryHungarian:
     iou_eps: NonNegative = 0.0
     copies: Count = 1
     most_positive: Fraction | None = None
+    rank: Rank | None = None
+    position_power: NonNegative = 0.0
 
     def __call__(self, predictions: QueryPredictions, targets: Targets) -> Matches:
         """The matched pairs; min(Q, copies * N) of them in an image of N objects."""
@@ -203,22 +225,6 @@ class QueryHungarian:
         return assign_query_hungarian(self, predictions, targets)
 
 
-@part
-class Known:
-    """The pairs that the predictions were made for: denoising queries and their objects (spec 2.8)."""
-
-    kind: Literal["known"] = "known"
-
-    def __call__(self, predictions: QueryPredictions, targets: Targets) -> Matches:
-        """The pairs that come with the predictions."""
-        assert predictions.pairs is not None  # Experiment refuses `known` with any other output
-        return predictions.pairs
-
-
-DenseAssigner = Hungarian | LeastCost | Poto | QualityAtss | FcosRule | MaxIou
-QueryAssigner = QueryHungarian | QueryIou | Known
-Assigner = DenseAssigner | QueryAssigner
-"""Every assignment rule a recipe may name."""
 @part
 class QueryIou:
     """Candidates by the overlap of where they start with the objects, several for each (DETA; spec 6.2 to 6.5).
@@ -256,3 +262,19 @@ class QueryIou:
         return assign_query_iou(self, predictions, targets)
 
 
+@part
+class Known:
+    """The pairs that the predictions were made for: denoising queries and their objects (spec 2.8)."""
+
+    kind: Literal["known"] = "known"
+
+    def __call__(self, predictions: QueryPredictions, targets: Targets) -> Matches:
+        """The pairs that come with the predictions."""
+        assert predictions.pairs is not None  # Experiment refuses `known` with any other output
+        return predictions.pairs
+
+
+DenseAssigner = Hungarian | LeastCost | Poto | QualityAtss | FcosRule | MaxIou
+QueryAssigner = QueryHungarian | QueryIou | Known
+Assigner = DenseAssigner | QueryAssigner
+"""Every assignment rule a recipe may name."""

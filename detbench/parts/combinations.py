@@ -34,6 +34,7 @@ def problems_of(experiment: Experiment) -> Iterator[str]:
             yield from _dense(experiment.detector, experiment.branches)
         case Query():
             yield from _query(experiment.detector, experiment.branches, test=experiment.test.branch)
+    yield from _quality(experiment)
     if experiment.init is not None and experiment.init.source is not None:
         yield from _across_runs(experiment, experiment.init.source, experiment.init)
 
@@ -127,12 +128,27 @@ def _query(detector: Query, branches: dict[str, Branch], *, test: str) -> Iterat
                 f"branches.{name}: predictor '{predictor.kind}' doesn't go with assigner '{branch.assigner.kind}'; "
                 "denoising needs known and known needs denoising"
             )
-    for kind in ("denoising", "one_to_many"):
         if branch.assigner.kind == "query_iou" and not two_stage:
             yield f"branches.{name}.assigner: 'query_iou' needs detector.queries.kind = 'proposals'"
+    for kind in ("denoising", "one_to_many"):
         users = [name for name, branch in branches.items() if branch.predictor.kind == kind]
         if len(users) > 1:
             yield f"branches.{users[1]}.predictor: a second '{kind}' output beside branches.{users[0]}"
+
+
+def _quality(experiment: Experiment) -> Iterator[str]:
+    """Who asks for an estimate of the IoU that nobody makes."""
+    detector, postprocess = experiment.detector, experiment.test.postprocess
+    has_head = isinstance(detector, Query) and detector.quality_head
+    if postprocess.kind == "top_k" and postprocess.quality != "none" and not has_head:
+        yield f"test.postprocess.quality: '{postprocess.quality}' needs detector.quality_head = true"
+    for name, branch in experiment.branches.items():
+        for loss_name, loss in branch.losses.items():
+            if loss.kind == "iou_quality" and not (has_head and branch.predictor.kind != "encoder"):
+                yield (
+                    f"branches.{name}.losses.{loss_name}: iou_quality needs detector.quality_head = true and the "
+                    f"output of a decoder, found '{branch.predictor.kind}'"
+                )
 
 
 # What decides the shapes and the meaning of a module's weights, below `detector`.

@@ -14,7 +14,9 @@ The sum over a query detector's layers is divided once, so that layers add up as
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from detbench.parts.part import Fraction, NonNegative, Positive, part
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from detbench.core.supervise import DenseSupervision, QuerySupervision, Supervision
 
 DivideBy = Literal["positives", "positives_raw", "positives_local", "centerness", "objects", "copies"]
+
+WeighBy = Literal["one", "match"]
 
 
 @part
@@ -45,18 +49,23 @@ class Focal:
 
 @part
 class BoxL1:
-    """L1 distance of matched boxes, both normalised by their image's unpadded size (DETR; spec 4.2)."""
+    """L1 distance of matched boxes, both normalised by their image's unpadded size (DETR; spec 4.2).
+
+    Attributes:
+        weigh_by: "match" for the weights that an assigner gave its pairs (Align-DETR, Eq. 6).
+    """
 
     kind: Literal["box_l1"] = "box_l1"
     weight: NonNegative = 5.0
     box_format: Literal["cxcywh", "xyxy"] = "cxcywh"
+    weigh_by: WeighBy = "one"
     divide_by: DivideBy = "positives_raw"
 
     def __call__(self, supervision: Supervision) -> Tensor:
         """The sum over pairs and coordinates, not yet weighed or divided."""
         from detbench.core.losses.boxes import box_l1_of
 
-        return box_l1_of(supervision, box_format=self.box_format)
+        return box_l1_of(supervision, box_format=self.box_format, weigh_by=self.weigh_by)
 
 
 @part
@@ -132,21 +141,181 @@ class QueryGiou:
 
     Attributes:
         eps: added to union and hull (0 Deformable-DETR, 1e-6 DINO).
+        weigh_by: "match" for the weights that an assigner gave its pairs (Align-DETR, Eq. 6).
     """
 
     kind: Literal["query_giou"] = "query_giou"
     weight: NonNegative = 2.0
     eps: NonNegative = 0.0
+    weigh_by: WeighBy = "one"
     divide_by: DivideBy = "objects"
 
     def __call__(self, supervision: QuerySupervision) -> Tensor:
         """The sum over pairs, not yet weighed or divided."""
         from detbench.core.losses.boxes import query_giou_of
 
-        return query_giou_of(supervision, eps=self.eps)
+        return query_giou_of(supervision, eps=self.eps, weigh_by=self.weigh_by)
+
+
+@part
+class Align:
+    """Align Loss: focal loss with a soft target at matched queries (Align-DETR, Eq. 3 to 5; spec 4.3).
+
+    target = pair weight * max(score^quality_alpha * IoU^(1 - quality_alpha), quality_floor)
+
+    Attributes:
+        gamma: of the focal factors.
+        quality_alpha: weight of classification against localisation.
+        quality_floor: least quality; the released code's, the paper has none.
+        iou_eps: added to the union.
+    """
+
+    kind: Literal["align"] = "align"
+    weight: NonNegative = 1.0
+    gamma: NonNegative = 2.0
+    quality_alpha: Fraction = 0.25
+    quality_floor: Fraction = 0.01
+    iou_eps: NonNegative = 1e-6
+    divide_by: DivideBy = "objects"
+
+    def __call__(self, supervision: QuerySupervision) -> Tensor:
+        """The sum, not yet weighed or divided."""
+        from detbench.core.losses.align import align_of
+
+        return align_of(
+            supervision,
+            gamma=self.gamma,
+            quality_alpha=self.quality_alpha,
+            floor=self.quality_floor,
+            iou_eps=self.iou_eps,
+        )
+
+
+@part
+class IaBce:
+    """The Align loss as released: cross-entropy without focal factors at matched queries (spec 4.3).
+
+    The fields are those of `Align`; gamma acts on the background alone.
+    """
+
+    kind: Literal["ia_bce"] = "ia_bce"
+    weight: NonNegative = 1.0
+    gamma: NonNegative = 2.0
+    quality_alpha: Fraction = 0.25
+    quality_floor: Fraction = 0.01
+    iou_eps: NonNegative = 1e-6
+    divide_by: DivideBy = "objects"
+
+    def __call__(self, supervision: QuerySupervision) -> Tensor:
+        """The sum, not yet weighed or divided."""
+        from detbench.core.losses.align import ia_bce_of
+
+        return ia_bce_of(
+            supervision,
+            gamma=self.gamma,
+            quality_alpha=self.quality_alpha,
+            floor=self.quality_floor,
+            iou_eps=self.iou_eps,
+        )
+
+
+@part
+class QualityFocal:
+    """Quality focal loss: the class target of a matched query is its IoU (arXiv:2006.04388, Eq. 3; spec 5.3).
+
+    Attributes:
+        beta: exponent of |target - probability|.
+        iou_eps: added to the union.
+    """
+
+    kind: Literal["quality_focal"] = "quality_focal"
+    weight: NonNegative = 1.0
+    beta: Annotated[float, Field(ge=1)] = 2.0
+    iou_eps: NonNegative = 1e-6
+    divide_by: DivideBy = "objects"
+
+    def __call__(self, supervision: QuerySupervision) -> Tensor:
+        """The sum, not yet weighed or divided."""
+        from detbench.core.losses.quality import quality_focal_of
+
+        return quality_focal_of(supervision, beta=self.beta, iou_eps=self.iou_eps)
+
+
+@part
+class Varifocal:
+    """Varifocal loss: as `QualityFocal`, but matched queries are weighed by their IoU (arXiv:2008.13367, Eq. 2).
+
+    Attributes:
+        alpha: weight of the background (spec 5.4).
+        gamma: of the background's focal factor.
+        iou_eps: added to the union.
+    """
+
+    kind: Literal["varifocal"] = "varifocal"
+    weight: NonNegative = 1.0
+    alpha: Fraction = 0.75
+    gamma: NonNegative = 2.0
+    iou_eps: NonNegative = 1e-6
+    divide_by: DivideBy = "objects"
+
+    def __call__(self, supervision: QuerySupervision) -> Tensor:
+        """The sum, not yet weighed or divided."""
+        from detbench.core.losses.quality import varifocal_of
+
+        return varifocal_of(supervision, alpha=self.alpha, gamma=self.gamma, iou_eps=self.iou_eps)
+
+
+@part
+class PositionSupervised:
+    """Position-supervised loss: the class target is IoU^power, an image's best at 1 (Stable-DINO; spec 5.5).
+
+    Attributes:
+        power: of the IoU.
+        alpha: weight of matched queries; 1 - alpha that of the background.
+        gamma: exponent of |target - probability|, and of the background's focal factor.
+        iou_eps: added to the union.
+    """
+
+    kind: Literal["position_supervised"] = "position_supervised"
+    weight: NonNegative = 6.0
+    power: NonNegative = 2.0
+    alpha: Fraction = 0.25
+    gamma: Annotated[float, Field(ge=1)] = 2.0
+    iou_eps: NonNegative = 1e-6
+    divide_by: DivideBy = "objects"
+
+    def __call__(self, supervision: QuerySupervision) -> Tensor:
+        """The sum, not yet weighed or divided."""
+        from detbench.core.losses.quality import position_supervised_of
+
+        return position_supervised_of(
+            supervision, power=self.power, alpha=self.alpha, gamma=self.gamma, iou_eps=self.iou_eps
+        )
+
+
+@part
+class IouQuality:
+    """Binary cross-entropy of the quality head's logit and the IoU, at matched queries ("IoU branch"; spec 5.2).
+
+    Attributes:
+        iou_eps: added to the union.
+    """
+
+    kind: Literal["iou_quality"] = "iou_quality"
+    weight: NonNegative = 1.0
+    iou_eps: NonNegative = 1e-6
+    divide_by: DivideBy = "objects"
+
+    def __call__(self, supervision: QuerySupervision) -> Tensor:
+        """The sum over pairs, not yet weighed or divided."""
+        from detbench.core.losses.quality import iou_quality_of
+
+        return iou_quality_of(supervision, iou_eps=self.iou_eps)
 
 
 DenseLoss = Focal | BoxL1 | DeltaL1 | Giou | LogIou | Centerness
-QueryLoss = Focal | BoxL1 | QueryGiou
+QueryLoss = (
+    Focal | BoxL1 | QueryGiou | Align | IaBce | QualityFocal | Varifocal | PositionSupervised | IouQuality
+)
 Loss = DenseLoss | QueryLoss
 """Every loss a recipe may name."""

@@ -21,12 +21,15 @@ class TopK:
         score_threshold: pairs must exceed it.
         per_level: pairs kept of each pyramid level before levels are joined; None for all.
         keep: detections of an image.
+        quality: how a query detector's quality head enters the score: not at all, as the "sqrt" of its product with
+            the class probability, or as the "product" itself (spec 5.2).
     """
 
     kind: Literal["top_k"] = "top_k"
     score_threshold: Fraction = 0.01
     per_level: Count | None = 100
     keep: Count = 100
+    quality: Literal["none", "sqrt", "product"] = "none"
 
     def __call__(self, predictions: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """What is kept of each image of `sizes` (height, width, unpadded), boxes clipped to it."""

@@ -76,7 +76,11 @@ def pair_cost(
 
 def focal_cost(logits: Tensor, *, alpha: float, gamma: float, eps: float) -> Tensor:
     """Focal loss if positive minus focal loss if negative, for each logit (spec 0)."""
-    prob = logits.sigmoid()
+    return probability_cost(logits.sigmoid(), alpha=alpha, gamma=gamma, eps=eps)
+
+
+def probability_cost(prob: Tensor, *, alpha: float, gamma: float, eps: float) -> Tensor:
+    """`focal_cost` of the probabilities that logits stand for."""
     positive = -alpha * (1 - prob) ** gamma * (prob + eps).log()
     negative = -(1 - alpha) * prob**gamma * (1 - prob + eps).log()
     return positive - negative

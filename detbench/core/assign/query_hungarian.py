@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,31 +11,37 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from detbench.core.assign.hungarian import focal_cost
+from detbench.core.assign.hungarian import probability_cost
 from detbench.core.boxes import by_coordinate, cxcywh_to_xyxy, query_giou
+from detbench.core.losses.align import alignment_quality, rank_within
+from detbench.core.losses.quality import stretch
+from detbench.core.supervise import QuerySupervision
 from detbench.core.types import Matches
 
 if TYPE_CHECKING:
     from detbench.core.types import QueryPredictions, Targets
-    from detbench.parts.assigners import QueryHungarian
+    from detbench.parts.assigners import QueryHungarian, Rank
 
 
 @torch.no_grad()
 def assign_query_hungarian(rule: QueryHungarian, predictions: QueryPredictions, targets: Targets) -> Matches:
     """The pairs of least total cost in each image of each layer (spec 1.8, 4.1)."""
     cost = query_cost(rule, predictions, targets)
-    return solve_with_copies(cost, targets.counts, copies=rule.copies, most_positive=rule.most_positive)
+    matches = solve_with_copies(cost, targets.counts, copies=rule.copies, most_positive=rule.most_positive)
+    if rule.rank is None:
+        return matches
+    return dataclasses.replace(matches, weights=rank_weights(rule.rank, predictions, targets, matches))
+
+
+def rank_weights(rule: Rank, predictions: QueryPredictions, targets: Targets, matches: Matches) -> Tensor:
+    """(K,) exp(-rank / tau), the rank that of the pair among its object's in the same layer (spec 4.2)."""
+    pairs = QuerySupervision(predictions, targets, matches)
+    quality = alignment_quality(pairs, alpha=rule.quality_alpha, iou_eps=rule.iou_eps)
+    return (-rank_within(matches.target_idx, quality) / rule.tau).exp()
 
 
 def query_cost(rule: QueryHungarian, predictions: QueryPredictions, targets: Targets) -> Tensor:
     """(M, Q) cost of each object with every query of its own image and layer (spec 1.8)."""
-    # Only the object's own class is looked at, so the logits are gathered before any arithmetic.
-    class_cost = focal_cost(
-        predictions.pred_logits[targets.image_idx, :, targets.labels],
-        alpha=rule.focal_alpha,
-        gamma=rule.focal_gamma,
-        eps=rule.focal_eps,
-    )
     pred = by_coordinate(predictions.pred_boxes[targets.image_idx])
     target = targets.cxcywh[:, None]
     # Four planes summed one by one: no (M, Q, 4) tensor is written for the absolute differences.
@@ -42,7 +49,18 @@ def query_cost(rule: QueryHungarian, predictions: QueryPredictions, targets: Tar
         [(p - t).abs() for p, t in zip(pred.unbind(-1), target.unbind(-1), strict=True)]
     ).sum(0)
     giou = query_giou(by_coordinate(cxcywh_to_xyxy(pred)), cxcywh_to_xyxy(target), eps=rule.iou_eps)
+    # Only the object's own class is looked at, so the logits are gathered before any arithmetic.
+    prob = predictions.pred_logits[targets.image_idx, :, targets.labels].sigmoid()
+    if rule.position_power:
+        prob = prob * _position(giou, targets) ** rule.position_power
+    class_cost = probability_cost(prob, alpha=rule.focal_alpha, gamma=rule.focal_gamma, eps=rule.focal_eps)
     return rule.cost_class * class_cost + rule.cost_bbox * bbox_cost - rule.cost_giou * giou
+
+
+def _position(giou: Tensor, targets: Targets) -> Tensor:
+    """(M, Q) GIoU on a scale from 0 to 1, each image's best at 1 (Stable-DINO; spec 5.6)."""
+    overlap = (giou + 1) / 2
+    return overlap * stretch(overlap.amax(1), targets.image_idx, num_images=len(targets.counts))[:, None]
 
 
 def solve_with_copies(

@@ -10,18 +10,21 @@ from detbench.core.boxes import box_giou, box_iou, encode_deltas, query_giou
 
 if TYPE_CHECKING:
     from detbench.core.supervise import DenseSupervision, Supervision
+    from detbench.parts.losses import WeighBy
 
 
-def box_l1_of(supervision: Supervision, *, box_format: Literal["cxcywh", "xyxy"]) -> Tensor:
+def box_l1_of(
+    supervision: Supervision, *, box_format: Literal["cxcywh", "xyxy"], weigh_by: WeighBy
+) -> Tensor:
     """The sum over pairs and coordinates of |difference|, boxes divided by their image's size (spec 4.2)."""
     pred, target = supervision.normalised(box_format)
-    return (pred - target).abs().sum()
+    return _sum((pred - target).abs().sum(-1), supervision, weigh_by)
 
 
-def query_giou_of(supervision: Supervision, *, eps: float) -> Tensor:
+def query_giou_of(supervision: Supervision, *, eps: float, weigh_by: WeighBy) -> Tensor:
     """The sum over pairs of 1 - GIoU of normalised boxes (spec 1.8)."""
     pred, target = supervision.normalised("xyxy")
-    return (1 - query_giou(pred, target, eps=eps)).sum()
+    return _sum(1 - query_giou(pred, target, eps=eps), supervision, weigh_by)
 
 
 def delta_l1_of(supervision: DenseSupervision) -> Tensor:
@@ -54,3 +57,8 @@ def log_iou_loss(pred_boxes: Tensor, boxes: Tensor, *, eps: float) -> Tensor:
     """(K,) -ln(max(IoU, eps)) of (K, 4) xyxy boxes (spec 1.4); no gradient where IoU is below eps."""
     # The union's own clamp is that of every IoU (spec 0); `eps` bounds the logarithm.
     return -box_iou(pred_boxes, boxes, eps=1e-6).clamp(min=eps).log()
+
+
+def _sum(losses: Tensor, supervision: Supervision, weigh_by: WeighBy) -> Tensor:
+    """The sum of (K,) losses of pairs, each weighed as its match says where that is asked for."""
+    return (losses * supervision.pair_weights if weigh_by == "match" else losses).sum()

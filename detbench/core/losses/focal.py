@@ -18,15 +18,23 @@ def focal_of(supervision: Supervision, *, alpha: float, gamma: float) -> Tensor:
 
     A prediction that answers for several objects (`LeastCost`) is positive for the last one's class only.
     """
-    logits = supervision.predictions.pred_logits
-    background = background_focal(logits, alpha=alpha, gamma=gamma).sum(-1)
+    positives = foreground_focal(supervision.positive_logits, alpha=alpha, gamma=gamma)
+    return sum_over_classes(supervision, positives, alpha=alpha, gamma=gamma)
+
+
+def sum_over_classes(supervision: Supervision, positives: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """The sum over all predictions and classes: `positives` where matched, `background_focal` elsewhere.
+
+    Args:
+        supervision: its ignored predictions cost nothing.
+        positives: (K,) what each pair's logit for the object's class costs.
+        alpha: of the background.
+        gamma: of the background.
+    """
+    background = background_focal(supervision.predictions.pred_logits, alpha=alpha, gamma=gamma).sum(-1)
     if supervision.matches.ignored is not None:
         background = background.masked_fill(supervision.matches.ignored, 0.0)
-
-    at_positives = supervision.gather(logits).gather(1, supervision.target_labels[:, None]).squeeze(1)
-    correction = foreground_focal(at_positives, alpha=alpha, gamma=gamma) - background_focal(
-        at_positives, alpha=alpha, gamma=gamma
-    )
+    correction = positives - background_focal(supervision.positive_logits, alpha=alpha, gamma=gamma)
     return background.sum() + (correction * supervision.is_last).sum()
 
 
