@@ -7,14 +7,14 @@ import math
 
 import pytest
 import torch
-from query_scenes import (
+from scenes import targets_of
+from soft_targets import (
     class_loss_entry_by_entry,
     cross_entropy,
     matched_in_turn,
     pair_values,
     queries,
 )
-from scenes import targets_of
 from torch import Tensor
 
 from detbench.core.losses.align import alignment_quality, rank_within, soft_target

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from query_scenes import (
+from soft_targets import (
     NUM_QUERIES,
     class_loss_entry_by_entry,
     cross_entropy,
