@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +25,6 @@ from detbench.parts.test import CocoMetrics
 from detbench.recipes import short
 from detbench.results import DETECTIONS, Result, read_detections, read_request, read_result
 from detbench.store import Store
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 SHOWN = ("AP", "AP50", "AP75")
 
@@ -126,7 +124,7 @@ def examine(folder: Path) -> RunReport:
     )
 
 
-def render(report: RunReport, form: str, console: Console | None = None) -> str:
+def render(report: RunReport, form: str) -> str:
     """A run's report as text: "terminal" or "json".
 
     Raises:
@@ -135,7 +133,7 @@ def render(report: RunReport, form: str, console: Console | None = None) -> str:
     if form == "json":
         return json.dumps(as_tree(report), indent=1, ensure_ascii=False) + "\n"
     if form == "terminal":
-        return _terminal(report, console)
+        return _terminal(report)
     raise DetbenchError(
         f"--format {form}: the report of a run is printed as terminal or json; -o writes its page"
     )
@@ -178,10 +176,10 @@ def as_tree(report: RunReport) -> dict[str, Any]:
     }
 
 
-def gains(report: RunReport) -> list[tuple[str, int | None, float]]:
+def gains(report: RunReport) -> list[tuple[str, int, float]]:
     """Each kind of error with how many there are and the AP50 in percent it costs; then all of either side."""
     totals = report.found.counts().sum(axis=1).tolist()
-    rows: list[tuple[str, int | None, float]] = [
+    rows: list[tuple[str, int, float]] = [
         (kind, count, 100 * report.costs.kinds[kind]) for kind, count in zip(KINDS, totals, strict=True)
     ]
     rows.append(("all false positives", sum(totals[:-1]), 100 * report.costs.false_positives))
@@ -190,25 +188,24 @@ def gains(report: RunReport) -> list[tuple[str, int | None, float]]:
     return rows
 
 
-def _terminal(report: RunReport, console: Console | None) -> str:
+def _terminal(report: RunReport) -> str:
     from rich.console import Console
     from rich.table import Table as Grid
     from rich.text import Text
 
-    console = console or Console(highlight=False)
+    # Piped text isn't wrapped to a terminal that isn't there.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
     def grid(*columns: str) -> Grid:
         made = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for i, column in enumerate(columns):
-            made.add_column(
-                column, justify="right" if i else "left", overflow="fold" if not i else "ellipsis"
-            )
+            made.add_column(column, justify="right" if i else "left", overflow="fold")
         return made
 
     kinds = grid("error", "count", "AP50 gained if mended")
     for name, count, gain in gains(report):
         kinds.add_row(name, f"{count:,}", f"{gain:.1f}")
-    classes = grid("class", "objects", *SHOWN, "class", "loc", "both", "dup", "bg", "miss")
+    classes = grid("class", "objects", *SHOWN, "cls", "loc", "both", "dup", "bg", "miss")
     counts, objects = report.found.counts(), report.found.objects()
     for k, name in enumerate(report.annotations.category_names):
         numbers = [number_text(value) for value in report.class_metrics(k).values()]
@@ -218,14 +215,14 @@ def _terminal(report: RunReport, console: Console | None) -> str:
         worst.add_row(Text(report.annotations.file_name(i)), f"{report.image_f1[i]:.2f}")
     with console.capture() as capture:
         console.print(Text.assemble((f"run {report.name}", "bold"), f"  {', '.join(report.rows)}"))
-        console.print(Text(described(report), style="dim"))
+        console.print(Text(_described(report), style="dim"))
         for part in (kinds, classes, worst):
             console.print()
             console.print(part)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
-def described(report: RunReport) -> str:
+def _described(report: RunReport) -> str:
     """A run's data and AP in one line."""
     numbers = ", ".join(f"{name} {number_text(_percent(report.measured.summary[name]))}" for name in SHOWN)
     images, objects = report.annotations.num_images, int(report.found.counted.sum())
