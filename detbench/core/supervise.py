@@ -106,6 +106,8 @@ class Supervision(ABC):
                 return self._mean_objects(1)
             case "copies":
                 return self._mean_objects(self.matches.copies)
+            case "one":
+                return self.predictions.pred_boxes.new_ones(())
 
     def _mean_objects(self, copies: int) -> Tensor:
         objects = float(sum(self.targets.counts) // self.num_layers * copies)

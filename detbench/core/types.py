@@ -71,6 +71,11 @@ class Targets:
         """(B,) index of each image's first object; of the next image's where it has none."""
         return torch.tensor([0, *accumulate(self.counts[:-1])], device=self.image_idx.device)
 
+    @property
+    def rank(self) -> Tensor:
+        """(M,) place of each object among those of its image, from 0."""
+        return torch.arange(len(self.image_idx), device=self.image_idx.device) - self.first[self.image_idx]
+
     def repeat(self, times: int) -> Targets:
         """The whole batch `times` times, one copy after another, as the layers of a decoder see it."""
         if times == 1:
@@ -164,6 +169,8 @@ class QueryPredictions:
         states: (B, Q, D) what the heads read; None where nobody asks for it.
         pred_quality: (B, Q) logits of the IoU; None where the detector has no such head.
         pairs: which query was made for which object (denoising); None where that is open.
+        correspondence: (M, Q) how much each query of its image answers for each object of the batch as repeated
+            for the layers, in training; None without a probe.
     """
 
     pred_logits: Tensor
@@ -173,6 +180,7 @@ class QueryPredictions:
     states: Tensor | None = None
     pred_quality: Tensor | None = None
     pairs: Matches | None = None
+    correspondence: Tensor | None = None
 
     @property
     def last(self) -> QueryPredictions:

@@ -263,6 +263,42 @@ class QueryIou:
 
 
 @part
+class SparseCorrespondence:
+    """The pairs that stand out in a probe's correspondence, weighed (Match-Free, section 3.3; spec 7.1, 7.2 a, b, e).
+
+    An entry must stand out among the queries of its object's row, then among the objects of its query's column.
+
+    Attributes:
+        rho: an entry must reach this share of the greatest entry of its column.
+        row_filter: in its row an entry must reach `rho_row` of the greatest ("threshold"), be the greatest
+            ("argmax"), or nothing ("none"). The paper names a row filter without defining it.
+        rho_row: of the row filter "threshold"; None for `rho`.
+        compare: what is held against the column's threshold: entries that the row filter left ("filtered"), or all
+            of them ("unfiltered", as the paper's equation is printed: it keeps whole columns).
+        keep_row_argmax: an object that is left with nothing keeps its best query.
+        normalization: the weights of an object: as they are ("none"), divided by their "sum" or by their "max".
+        eps: added to the divisor.
+        detach_correspondence: the weights have no gradient.
+    """
+
+    kind: Literal["sparse_correspondence"] = "sparse_correspondence"
+    rho: Fraction = 0.5
+    row_filter: Literal["threshold", "argmax", "none"] = "threshold"
+    rho_row: Fraction | None = None
+    compare: Literal["filtered", "unfiltered"] = "filtered"
+    keep_row_argmax: bool = True
+    normalization: Literal["none", "sum", "max"] = "sum"
+    eps: NonNegative = 1e-6
+    detach_correspondence: bool = True
+
+    def __call__(self, predictions: QueryPredictions, targets: Targets) -> Matches:
+        """Any number of weighed pairs for each object and each prediction."""
+        from detbench.core.assign.correspondence import assign_sparse
+
+        return assign_sparse(self, predictions, targets)
+
+
+@part
 class Known:
     """The pairs that the predictions were made for: denoising queries and their objects (spec 2.8)."""
 
@@ -275,6 +311,6 @@ class Known:
 
 
 DenseAssigner = Hungarian | LeastCost | Poto | QualityAtss | FcosRule | MaxIou
-QueryAssigner = QueryHungarian | QueryIou | Known
+QueryAssigner = QueryHungarian | QueryIou | SparseCorrespondence | Known
 Assigner = DenseAssigner | QueryAssigner
 """Every assignment rule a recipe may name."""

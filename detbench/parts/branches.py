@@ -91,15 +91,37 @@ class Unfiltered:
 
 
 @part
+class GtProbe:
+    """Objects attend to queries: the weights are a soft correspondence (Match-Free, section 3.2; spec 7.1, 7.2).
+
+    Training only.
+
+    Attributes:
+        dim: width of the two perceptrons (two layers, ReLU) and of the attention.
+        reads: of a query: its decoder "state", or its "prediction" (class probabilities and box).
+        layers: one probe "shared" by all decoder layers, each with a correspondence of its own; a "separate" probe
+            for each; or that of the "last_only" layer serving all.
+        detach_queries: what it reads gets no gradient from it.
+    """
+
+    dim: Count = 256
+    reads: Literal["state", "prediction"] = "state"
+    layers: Literal["shared", "separate", "last_only"] = "shared"
+    detach_queries: bool = False
+
+
+@part
 class DecoderOutput:
     """The decoder's predictions of the one-to-one queries.
 
     Attributes:
         layers: "all", "last", or "intermediate" for all but the last.
+        probe: says in training how much each query answers for each object; None for none.
     """
 
     kind: Literal["decoder"] = "decoder"
     layers: Literal["all", "last", "intermediate"] = "all"
+    probe: GtProbe | None = None
 
 
 @part

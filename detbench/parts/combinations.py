@@ -14,7 +14,7 @@ from detbench.parts.part import closest, flatten, plain
 if TYPE_CHECKING:
     from detbench.parts.experiment import Experiment, InitFrom, Module
 
-QUERY_NORMALISERS = ("objects", "copies")
+QUERY_NORMALISERS = ("objects", "copies", "one")
 
 
 def problems_of(experiment: Experiment) -> Iterator[str]:
@@ -130,6 +130,7 @@ def _query(detector: Query, branches: dict[str, Branch], *, test: str) -> Iterat
             )
         if branch.assigner.kind == "query_iou" and not two_stage:
             yield f"branches.{name}.assigner: 'query_iou' needs detector.queries.kind = 'proposals'"
+        yield from _probe(name, branch)
     for kind in ("denoising", "one_to_many"):
         users = [name for name, branch in branches.items() if branch.predictor.kind == kind]
         if len(users) > 1:
@@ -149,6 +150,20 @@ def _quality(experiment: Experiment) -> Iterator[str]:
                     f"branches.{name}.losses.{loss_name}: iou_quality needs detector.quality_head = true and the "
                     f"output of a decoder, found '{branch.predictor.kind}'"
                 )
+
+
+def _probe(name: str, branch: Branch) -> Iterator[str]:
+    """A correspondence without a reader, or a reader without one."""
+    predictor = branch.predictor
+    has_probe = predictor.kind == "decoder" and predictor.probe is not None
+    sparse = branch.assigner.kind == "sparse_correspondence"
+    if has_probe and not sparse:
+        yield f"branches.{name}: a probe needs assigner 'sparse_correspondence', found '{branch.assigner.kind}'"
+    if sparse and not has_probe:
+        yield f"branches.{name}.assigner: 'sparse_correspondence' needs a decoder output with a probe"
+    for loss_name, loss in branch.losses.items():
+        if loss.kind == "correspondence" and not has_probe:
+            yield f"branches.{name}.losses.{loss_name}: 'correspondence' needs a decoder output with a probe"
 
 
 # What decides the shapes and the meaning of a module's weights, below `detector`.

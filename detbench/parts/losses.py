@@ -8,6 +8,7 @@
     centerness         max(mean over processes of the sum of centre-ness targets, 1e-6)
     objects            max(mean over processes of the number of objects, 1), whatever the number of layers
     copies             the same, each object counted as often as the assigner repeats it (denoising groups, H-DETR)
+    one                nothing: the plain sum
 
 The sum over a query detector's layers is divided once, so that layers add up as in DETR.
 """
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from detbench.parts.assigners import QueryHungarian
 from detbench.parts.part import Fraction, NonNegative, Positive, part
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from detbench.core.supervise import DenseSupervision, QuerySupervision, Supervision
 
-DivideBy = Literal["positives", "positives_raw", "positives_local", "centerness", "objects", "copies"]
+DivideBy = Literal["positives", "positives_raw", "positives_local", "centerness", "objects", "copies", "one"]
 
 WeighBy = Literal["one", "match"]
 
@@ -313,9 +315,68 @@ class IouQuality:
         return iou_quality_of(supervision, iou_eps=self.iou_eps)
 
 
+@part
+class WeightedFocal:
+    """Focal loss whose positives count as much as their pairs weigh (Match-Free; spec 7.2 c).
+
+    With one pair of weight 1 for each object it is `Focal`. Pairs of one prediction and one class add up; a pair's
+    class has no negative term at its prediction.
+
+    Attributes:
+        background: False for the pairs alone, as the paper's equation is printed: nothing pushes scores down.
+    """
+
+    kind: Literal["weighted_focal"] = "weighted_focal"
+    weight: NonNegative = 2.0
+    alpha: Fraction = 0.25
+    gamma: NonNegative = 2.0
+    background: bool = True
+    divide_by: DivideBy = "objects"
+
+    def __call__(self, supervision: QuerySupervision) -> Tensor:
+        """The sum, not yet weighed or divided."""
+        from detbench.core.losses.correspondence import weighted_focal_of
+
+        return weighted_focal_of(supervision, alpha=self.alpha, gamma=self.gamma, background=self.background)
+
+
+@part
+class Correspondence:
+    """The cost of every pair times its correspondence: teaches the probe (Match-Free; spec 7.1 L_w, 7.2 d to f).
+
+    Attributes:
+        weight: the paper's alpha.
+        cost: the matching cost of a pair; its GIoU term is here 1 - GIoU. What the matcher says of copies and ranks
+            has no part in it.
+        detach_cost: predictions get no gradient through the cost.
+    """
+
+    kind: Literal["correspondence"] = "correspondence"
+    weight: NonNegative = 1.0
+    cost: QueryHungarian = QueryHungarian()
+    detach_cost: bool = True
+    divide_by: DivideBy = "objects"
+
+    def __call__(self, supervision: QuerySupervision) -> Tensor:
+        """The sum over all pairs of an image's objects and queries, not yet weighed or divided."""
+        from detbench.core.losses.correspondence import correspondence_of
+
+        return correspondence_of(supervision, cost=self.cost, detach_cost=self.detach_cost)
+
+
 DenseLoss = Focal | BoxL1 | DeltaL1 | Giou | LogIou | Centerness
 QueryLoss = (
-    Focal | BoxL1 | QueryGiou | Align | IaBce | QualityFocal | Varifocal | PositionSupervised | IouQuality
+    Focal
+    | BoxL1
+    | QueryGiou
+    | Align
+    | IaBce
+    | QualityFocal
+    | Varifocal
+    | PositionSupervised
+    | IouQuality
+    | WeightedFocal
+    | Correspondence
 )
 Loss = DenseLoss | QueryLoss
 """Every loss a recipe may name."""

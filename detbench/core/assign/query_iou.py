@@ -53,9 +53,8 @@ def overlaps(anchors: Tensor, targets: Targets, *, eps: float) -> Tensor:
     """
     counts = targets.counts[: len(anchors)]
     image_idx = targets.image_idx[: sum(counts)]
-    rank = torch.arange(len(image_idx), device=image_idx.device) - targets.first[image_idx]
     boxes = anchors.new_full((len(anchors), max(1, *counts), 4), -1.0)
-    boxes[image_idx, rank] = targets.cxcywh[: len(image_idx)].to(boxes.dtype)
+    boxes[image_idx, targets.rank[: len(image_idx)]] = targets.cxcywh[: len(image_idx)].to(boxes.dtype)
     iou = query_iou(
         cxcywh_to_xyxy(boxes)[:, :, None], by_coordinate(cxcywh_to_xyxy(anchors))[:, None], eps=eps
     )
