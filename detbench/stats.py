@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over seeds and how well it is known.
+    """A mean and how well it is known.
 
     Attributes:
-        mean: sample mean.
-        sd: sample standard deviation (divided by count - 1); None for a single value.
-        count: values it is made of.
-        low: lower end of the Student interval of the mean; None for a single value.
-        high: upper end; None for a single value.
+        mean: sample mean; with one seed its value.
+        sd: sample standard deviation over seeds (divided by count - 1), or the standard error over images; None
+            where neither is known.
+        count: seeds it is made of.
+        low: lower end of the interval; None where none is known.
+        high: upper end.
+        over: what the interval is about: other seeds (Student), or other images with the same trained models
+            (bootstrap), which says nothing about training again.
     """
 
     mean: float
@@ -32,36 +35,7 @@ class Estimate:
     count: int
     low: float | None
     high: float | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BootstrapInterval:
-    """A score on one set of images and how it would vary over other images of the kind.
-
-    Attributes:
-        estimate: the score on the images as they are.
-        low: lower end of the percentile interval.
-        high: upper end.
-        sd: standard deviation over the resamples: the standard error.
-        samples: (resamples,) the scores of the resampled data sets.
-    """
-
-    estimate: float
-    low: float
-    high: float
-    sd: float
-    samples: NDArray[np.float64]
-
-
-class ImageScore(Protocol):
-    """A score of a set of images that can be had again with images repeated; CocoMatches is one."""
-
-    @property
-    def num_images(self) -> int:
-        """Images of the data set."""
-
-    def average_precision(self, image_weights: NDArray[np.int64] | None = None) -> float:
-        """The score with each image as often as its weight says, (num_images,); None for once each."""
+    over: Literal["seeds", "images"] = "seeds"
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
@@ -120,39 +94,95 @@ def smallest_detectable_difference(
     return float(brentq(lacking, 0.0, 10 * critical)) * sd / math.sqrt(count)
 
 
-def bootstrap_over_images(
-    score: ImageScore,
-    baseline: ImageScore | None = None,
-    *,
-    resamples: int,
-    seed: int,
-    confidence: float = 0.95,
-) -> BootstrapInterval:
-    """Percentile interval of a score, or of its difference to a baseline on the same images.
+def one_sided_p(difference: Estimate, margin: float = 0.0) -> float:
+    """Probability of so large a mean difference or a larger one, were the true difference the margin.
 
-    Images are drawn with replacement, as many as there are, and one drawn k times counts k times: counting
-    it once would make the interval too narrow by about a quarter. With a baseline both scores see the same
-    draw, so that images hard for both cancel (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
-    chapter 13). It holds the trained models fixed: it says nothing about other seeds.
+    Student's t test of the mean of at least two paired differences against the margin. Of differences that are
+    all alike the test is sure: 0 above the margin, 1 below; 0.5 at the margin.
+    """
+    from scipy.stats import t
+
+    assert difference.sd is not None
+    excess = difference.mean - margin
+    error = difference.sd / math.sqrt(difference.count)
+    statistic = excess / error if error > 0 else math.copysign(math.inf, excess) if excess else 0.0
+    return float(t.sf(statistic, difference.count - 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values: calling all below alpha significant errs in any of them with probability alpha at most.
+
+    The k-th smallest of m is multiplied by m - k + 1, and is at least the one before it (Holm, Scandinavian
+    Journal of Statistics 6, 1979).
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def seeds_to_decide(
+    excess: float, sd: float, *, alpha: float = 0.05, power: float = 0.8, most: int = 1000
+) -> int | None:
+    """Fewest seeds with which a one-sided t test would find a difference with the given probability.
+
+    Args:
+        excess: true difference beyond the margin tested, positive.
+        sd: standard deviation of the paired differences.
+        alpha: level of the test.
+        power: probability of finding it.
+        most: seeds beyond which nobody would go.
+
+    Returns:
+        The number, at least 2, by the noncentral t distribution; None where `most` seeds would not do.
+    """
+    from scipy.stats import nct, t
+
+    assert excess > 0
+
+    def finds(count: int) -> bool:
+        if sd == 0:
+            return True
+        critical = float(t.isf(alpha, count - 1))
+        return float(nct.sf(critical, count - 1, excess / sd * math.sqrt(count))) >= power
+
+    if not finds(most):
+        return None
+    low, high = 1, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if finds(middle) else (middle, high)
+    return high
+
+
+def image_weights(num_images: int, *, resamples: int, seed: int) -> NDArray[np.int64]:
+    """How often each image stands in each resampled data set, (resamples, num_images).
+
+    Images are drawn with replacement, as many as there are, and one drawn k times counts k times: counting it
+    once would make intervals too narrow by about a quarter.
     """
     import numpy as np
 
-    def value(weights: NDArray[np.int64] | None) -> float:
-        own = score.average_precision(weights)
-        return own if baseline is None else own - baseline.average_precision(weights)
-
-    images = score.num_images
-    assert baseline is None or baseline.num_images == images
     rng = np.random.default_rng(seed)
-    samples = np.array(
-        [value(np.bincount(rng.integers(0, images, images), minlength=images)) for _ in range(resamples)]
-    )
+    draws = (rng.integers(0, num_images, num_images) for _ in range(resamples))
+    return np.array([np.bincount(draw, minlength=num_images) for draw in draws])
+
+
+def bootstrap_interval(estimate: float, samples: NDArray[np.float64], confidence: float = 0.95) -> Estimate:
+    """Percentile interval over images of a score, or of a difference of two runs' scores.
+
+    For a difference both runs' samples come from the same draws, so that images hard for both cancel (Efron and
+    Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+
+    Args:
+        estimate: on the images as they are.
+        samples: (resamples,) on the resampled data sets.
+        confidence: of the interval.
+    """
+    import numpy as np
+
     tail = (1 - confidence) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])
-    return BootstrapInterval(
-        estimate=value(None),
-        low=float(low),
-        high=float(high),
-        sd=float(samples.std(ddof=1)),
-        samples=samples,
-    )
+    return Estimate(estimate, float(samples.std(ddof=1)), 1, float(low), float(high), over="images")
