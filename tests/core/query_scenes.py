@@ -1,96 +1,89 @@
-"""Queries near their objects, and class losses spelled out entry by entry: for tests of losses with soft targets."""
+"""Random outputs of a query detector and objects to match them with: small, but with every field filled."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import dataclasses
 
 import torch
-from scenes import some_targets
 from torch import Tensor
 
-from detbench.core.boxes import cxcywh_to_xyxy
-from detbench.core.supervise import QuerySupervision
 from detbench.core.types import Matches, QueryPredictions, Targets
 
-NUM_QUERIES = 12
 NUM_CLASSES = 3
+NUM_QUERIES = 12
+NUM_LAYERS = 2
+SIZES = ((96, 128), (100, 50), (64, 64), (80, 200))  # of the images, in turn
 
 
-def queries(counts: tuple[int, ...], *, layers: int = 1, seed: int = 0) -> tuple[QueryPredictions, Targets]:
-    """Float64 predictions around the objects of a batch, and the objects repeated for each layer."""
+def some_objects(counts: tuple[int, ...], seed: int) -> Targets:
+    """Objects of a tenth to a half of their image's sides."""
+    generator = torch.Generator().manual_seed(seed + 1000)
+    sizes = [SIZES[i % len(SIZES)] for i in range(len(counts))]
+    labels, boxes = [], []
+    for count, (height, width) in zip(counts, sizes, strict=True):
+        side = 0.1 + 0.4 * torch.rand(count, 2, generator=generator)
+        corner = torch.rand(count, 2, generator=generator) * (1 - side)
+        boxes.append(torch.cat([corner, corner + side], 1) * torch.tensor([width, height, width, height]))
+        labels.append(torch.randint(0, NUM_CLASSES, (count,), generator=generator))
+    return Targets.of(labels, boxes, sizes)
+
+
+def some_queries(
+    targets: Targets,
+    seed: int,
+    *,
+    num_layers: int = NUM_LAYERS,
+    num_queries: int = NUM_QUERIES,
+    dtype: torch.dtype = torch.float64,
+) -> QueryPredictions:
+    """Predictions for the images of `targets`; an image's first denoising queries belong to its objects."""
     generator = torch.Generator().manual_seed(seed)
-    targets = some_targets(counts, seed).repeat(layers)
-    num = layers * len(counts)
-    boxes = torch.rand(num, NUM_QUERIES, 4, generator=generator, dtype=torch.float64) * 0.4 + 0.2
-    for image, mine in enumerate(torch.split(targets.cxcywh.double(), list(targets.counts))):
-        if len(mine):
-            near = mine.repeat(NUM_QUERIES, 1)[:NUM_QUERIES]
-            boxes[image] = (near + 0.1 * (boxes[image] - 0.4)).clamp(0.02, 0.98)
-    logits = torch.randn(num, NUM_QUERIES, NUM_CLASSES, generator=generator, dtype=torch.float64)
-    quality = torch.randn(num, NUM_QUERIES, generator=generator, dtype=torch.float64)
-    return QueryPredictions(logits, boxes, num_layers=layers, pred_quality=quality), targets
+    num_images, rows = len(targets.counts), len(targets.counts) * num_layers
 
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-def matched_in_turn(
-    predictions: QueryPredictions, targets: Targets, *, copies: int = 2, weights: Tensor | None = None
-) -> QuerySupervision:
-    """Each object with `copies` queries: of an image with N objects, object j with queries j, j + N, ..."""
-    pairs = [
-        (image, copy * count + j, sum(targets.counts[:image]) + j)
-        for image, count in enumerate(targets.counts)
-        for copy in range(copies)
-        for j in range(count)
-    ]
-    image_idx, pred_idx, target_idx = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 3).unbind(1)
-    return QuerySupervision(predictions, targets, Matches(image_idx, pred_idx, target_idx, weights=weights))
-
-
-def class_loss_entry_by_entry(
-    supervision: QuerySupervision,
-    positive: Callable[[int, float], float],
-    negative: Callable[[float], float],
-) -> float:
-    """The sum over (image, query, class): `positive(pair, p)` where a pair has its class, `negative(p)` elsewhere."""
-    matches, labels = supervision.matches, supervision.targets.labels
-    places = zip(
-        matches.image_idx.tolist(),
-        matches.pred_idx.tolist(),
-        labels[matches.target_idx].tolist(),
-        strict=True,
+    return QueryPredictions(
+        pred_logits=normal(rows, num_queries, NUM_CLASSES) - 1,
+        pred_boxes=normal(rows, num_queries, 4).sigmoid(),
+        num_layers=num_layers,
+        anchors=normal(num_images, num_queries, 4).sigmoid(),
+        pred_quality=normal(rows, num_queries),
+        pairs=made_for(targets.repeat(num_layers)),
+        correspondence=(2 * normal(sum(targets.counts) * num_layers, num_queries)).softmax(1),
     )
-    pair_at = {place: pair for pair, place in enumerate(places)}
-    total = 0.0
-    probs = supervision.predictions.pred_logits.sigmoid()
-    for image, of_image in enumerate(probs.tolist()):
-        for query, of_query in enumerate(of_image):
-            for label, p in enumerate(of_query):
-                pair = pair_at.get((image, query, label))
-                total += negative(p) if pair is None else positive(pair, p)
-    return total
 
 
-def pair_values(supervision: QuerySupervision, *, eps: float = 1e-6) -> list[tuple[float, float]]:
-    """(score of the object's class, IoU) of each pair, one after the other."""
-    values = []
-    matches, targets = supervision.matches, supervision.targets
-    for image, query, target in zip(
-        matches.image_idx.tolist(), matches.pred_idx.tolist(), matches.target_idx.tolist(), strict=True
-    ):
-        logit = supervision.predictions.pred_logits[image, query, int(targets.labels[target])].item()
-        height, width = targets.sizes[image]
-        a = cxcywh_to_xyxy(supervision.predictions.pred_boxes[image, query]).tolist()
-        b = [x / side for x, side in zip(targets.boxes[target].tolist(), (width, height) * 2, strict=True)]
-        values.append((1 / (1 + math.exp(-logit)), plain_iou(a, b, eps=eps)))
-    return values
+def made_for(targets: Targets) -> Matches:
+    """The n-th object of an image with its query 2n."""
+    nth = torch.cat([torch.arange(count) for count in targets.counts])
+    return Matches(targets.image_idx, 2 * nth, torch.arange(len(nth)))
 
 
-def plain_iou(a: list[float], b: list[float], *, eps: float) -> float:
-    wide = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    high = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    area = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return wide * high / (area - wide * high + eps)
+def alone(predictions: QueryPredictions, targets: Targets, row: int) -> tuple[QueryPredictions, Targets]:
+    """One layer of one image as an output of its own, with its objects; `targets` are repeated for the layers."""
+    assert predictions.anchors is not None
+    assert predictions.pred_quality is not None
+    assert predictions.correspondence is not None
+    mine = targets.image_idx == row
+    own = Targets.of([targets.labels[mine]], [targets.boxes[mine]], [targets.sizes[row]])
+    one = slice(row, row + 1)
+    image = row % len(predictions.anchors)
+    return QueryPredictions(
+        predictions.pred_logits[one],
+        predictions.pred_boxes[one],
+        anchors=predictions.anchors[image : image + 1],
+        pred_quality=predictions.pred_quality[one],
+        pairs=made_for(own),
+        correspondence=predictions.correspondence[mine],
+    ), own
 
 
-def cross_entropy(p: float, target: float) -> float:
-    return -target * math.log(p) - (1 - target) * math.log(1 - p)
+def as_type(predictions: QueryPredictions, dtype: torch.dtype) -> QueryPredictions:
+    """The same numbers in another precision."""
+    tensors = {
+        field.name: value.to(dtype)
+        for field in dataclasses.fields(predictions)
+        if isinstance(value := getattr(predictions, field.name), Tensor)
+    }
+    return dataclasses.replace(predictions, **tensors)
