@@ -1,0 +1,215 @@
+"""Which parts of a query detector go together, and what is said of those that don't."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from detbench.errors import RecipeError
+from detbench.parts.experiment import Experiment, read_experiment
+
+LOSSES = {
+    "cls": {"kind": "focal", "weight": 2.0, "divide_by": "objects"},
+    "bbox": {"kind": "box_l1", "divide_by": "objects"},
+    "giou": {"kind": "query_giou"},
+}
+HUNGARIAN = {"kind": "query_hungarian"}
+TREE: dict[str, Any] = {
+    "detector": {
+        "kind": "query",
+        "backbone": {"kind": "resnet"},
+        "queries": {"kind": "proposals"},
+        "refinement": "detached",
+        "heads": "per_layer",
+    },
+    "branches": {
+        "decoder": {"predictor": {"kind": "decoder"}, "assigner": HUNGARIAN, "losses": LOSSES},
+        "encoder": {"predictor": {"kind": "encoder"}, "assigner": HUNGARIAN, "losses": LOSSES},
+    },
+    "schedule": {"length": 1.0},
+    "test": {"branch": "decoder", "postprocess": {"kind": "top_k"}},
+}
+
+
+def read(changes: dict[str, Any]) -> Experiment:
+    """A two-stage detector with a dotted key of its tree set to something else."""
+    # Through JSON, which copies what two branches share.
+    tree = json.loads(json.dumps(TREE))
+    for key, value in json.loads(json.dumps(changes)).items():
+        *path, last = key.split(".")
+        node = tree
+        for name in path:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return read_experiment(tree, where="here")
+
+
+def branch(predictor: str, assigner: str = "query_hungarian", **losses: Any) -> dict[str, Any]:
+    return {
+        "predictor": {"kind": predictor},
+        "assigner": {"kind": assigner},
+        "losses": losses or LOSSES,
+    }
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="two stages"),
+        pytest.param({"branches.dn": branch("denoising", "known")}, id="denoising"),
+        pytest.param({"branches.many": branch("one_to_many")}, id="hybrid"),
+        pytest.param({"branches.decoder.assigner": {"kind": "query_iou"}}, id="overlap"),
+        pytest.param({"detector.refinement": "twice", "detector.heads": "shared"}, id="look forward twice"),
+        pytest.param(
+            {
+                "detector.quality_head": True,
+                "branches.decoder.losses.iou": {"kind": "iou_quality"},
+                "test.postprocess.quality": "sqrt",
+            },
+            id="quality head",
+        ),
+        pytest.param(
+            {
+                "branches.decoder": branch("decoder", "sparse_correspondence"),
+                "branches.decoder.predictor.probe": {},
+                "branches.decoder.losses.probe": {"kind": "correspondence"},
+            },
+            id="probe",
+        ),
+    ],
+)
+def test_what_a_paper_puts_together_is_accepted(changes: dict[str, Any]) -> None:
+    read(changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"branches.decoder.predictor": {"kind": "point"}},
+            "branches.decoder.predictor: 'point' doesn't go with a query detector; expected one of decoder,",
+        ),
+        (
+            {"branches.decoder.assigner": {"kind": "poto"}},
+            "branches.decoder.assigner: 'poto' doesn't go with a query detector; expected one of query_hungarian,",
+        ),
+        (
+            {"branches.decoder.losses.giou": {"kind": "giou"}},
+            "branches.decoder.losses.giou: 'giou' doesn't go with a query detector; expected one of focal, box_l1,",
+        ),
+        (
+            {"branches.decoder.losses.cls.divide_by": "positives"},
+            "branches.decoder.losses.cls.divide_by: 'positives' doesn't go with a query detector; "
+            "expected one of objects, copies",
+        ),
+        (
+            {"detector.neck": {"channels": 100}},
+            "detector.neck.groups: 32 doesn't divide detector.neck.channels = 100",
+        ),
+        (
+            {"detector.transformer": {"num_heads": 7}},
+            "detector.transformer.num_heads: 7 doesn't divide detector.neck.channels = 256",
+        ),
+        (
+            {"detector.neck": {"channels": 36, "groups": 4}, "detector.transformer": {"num_heads": 4}},
+            "detector.neck.channels: must be a multiple of 8 for the sine encodings, found 36",
+        ),
+        (
+            {"detector.refinement": "none", "detector.heads": "shared"},
+            "detector.refinement: a two-stage detector refines its proposals",
+        ),
+        (
+            {
+                "detector.refinement": "none",
+                "detector.queries": {"kind": "learned"},
+                "branches.encoder": branch("decoder"),
+            },
+            "detector.heads: without refinement all layers share their heads; expected 'shared'",
+        ),
+        (
+            {"detector.queries": {"kind": "learned"}},
+            "branches.encoder.predictor: 'encoder' needs detector.queries.kind = 'proposals'",
+        ),
+        (
+            {"test.branch": "encoder"},
+            "test.branch: 'encoder' must be a decoder output that holds the last layer",
+        ),
+        (
+            {"branches.decoder.predictor.layers": "intermediate"},
+            "test.branch: 'decoder' must be a decoder output that holds the last layer",
+        ),
+        (
+            {"branches.dn": branch("denoising")},
+            "branches.dn: predictor 'denoising' doesn't go with assigner 'query_hungarian'",
+        ),
+        (
+            {"branches.decoder.assigner": {"kind": "known"}},
+            "branches.decoder: predictor 'decoder' doesn't go with assigner 'known'",
+        ),
+        (
+            {"branches.a": branch("one_to_many"), "branches.b": branch("one_to_many")},
+            "branches.b.predictor: a second 'one_to_many' output beside branches.a",
+        ),
+        (
+            {
+                "detector.queries": {"kind": "learned"},
+                "branches.encoder": branch("decoder", "query_iou"),
+            },
+            "branches.encoder.assigner: 'query_iou' needs detector.queries.kind = 'proposals'",
+        ),
+        (
+            {"test.postprocess.quality": "product"},
+            "test.postprocess.quality: 'product' needs detector.quality_head = true",
+        ),
+        (
+            {"branches.decoder.losses.iou": {"kind": "iou_quality"}},
+            "branches.decoder.losses.iou: iou_quality needs detector.quality_head = true",
+        ),
+        (
+            {"detector.quality_head": True, "branches.encoder.losses": {"iou": {"kind": "iou_quality"}}},
+            "branches.encoder.losses.iou: iou_quality needs detector.quality_head = true and the output of a "
+            "decoder, found 'encoder'",
+        ),
+        (
+            {"branches.decoder.assigner": {"kind": "sparse_correspondence"}},
+            "branches.decoder.assigner: 'sparse_correspondence' needs a decoder output with a probe",
+        ),
+        (
+            {"branches.decoder.predictor.probe": {}},
+            "branches.decoder: a probe needs assigner 'sparse_correspondence', found 'query_hungarian'",
+        ),
+        (
+            {"branches.decoder.losses.probe": {"kind": "correspondence"}},
+            "branches.decoder.losses.probe: 'correspondence' needs a decoder output with a probe",
+        ),
+    ],
+)
+def test_what_cant_work_is_refused_with_its_place(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        read(changes)
+    assert [line for line in error.value.problems if line.startswith(f"here: {said}")], error.value.problems
+
+
+def test_a_dense_detector_takes_no_part_of_a_query_detector() -> None:
+    with pytest.raises(RecipeError) as error:
+        read({"detector": {"kind": "dense", "backbone": {"kind": "resnet"}}})
+    for place in ("predictor", "assigner", "losses.giou", "losses.bbox.divide_by"):
+        start = f"here: branches.decoder.{place}: "
+        assert any(line.startswith(start) and "dense detector" in line for line in error.value.problems), (
+            place
+        )
+
+
+def test_all_problems_are_said_at_once() -> None:
+    with pytest.raises(RecipeError) as error:
+        read(
+            {
+                "detector.transformer": {"num_heads": 7},
+                "branches.dn": branch("denoising"),
+                "test.branch": "dec",
+            }
+        )
+    assert error.value.problems[0] == "here: test.branch: no branch is called 'dec'; did you mean 'decoder'?"
+    assert len(error.value.problems) == 3
