@@ -47,7 +47,7 @@ class Head:
         base: the file under recipes/_base/ its rows start from.
         needs: parts that don't exist yet, without which no row can run.
         baseline: label of the row that differences are taken to.
-        plots: what to draw: "convergence", "losses", "sizes", "loss:<branch>.<loss>".
+        plots: what to draw: "convergence", "losses", "sizes", "loss:<branch>.<loss>", "alignment".
     """
 
     paper: str

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from detbench.errors import DataError, RecipeError
 from detbench.parts.data import Source
@@ -16,6 +17,9 @@ from detbench.recipes import Context, Recipe, Row, changes, load, resolve, selec
 from detbench.report.gather import Collected, Entry
 from detbench.results import RESULT, read_curve, read_request, read_result
 from detbench.store import Store
+
+if TYPE_CHECKING:
+    from detbench.metrics.alignment import Alignment
 
 Fingerprint = Callable[[Source], str | None]
 
@@ -102,19 +106,34 @@ def _table(
         data = None if experiment is None else fingerprint(experiment.data.source)
         digest = None if experiment is None or data is None else experiment.digest(data)
         results = store.finished(digest) if digest else []
+        folders = [store.folder(result.digest, result.seed) for result in results]
         return Entry(
             row=row,
             digest=digest,
             needs=recipe.needs(row),
             changes=changes(under, experiment) if under and experiment else {},
             results=results,
-            curves=[read_curve(store.folder(result.digest, result.seed)) for result in results],
+            curves=[read_curve(folder) for folder in folders],
+            alignments=_alignments(folders) if "alignment" in recipe.head.plots else [],
         )
 
     entries = [entry(row) for row in recipe.rows.values() if row in rows]
     unlisted = entry(baseline) if baseline is not None and baseline not in rows else None
     name = next((result.data["name"] for e in entries for result in e.results), context.data or "")
     return Collected(_only(recipe, rows), context.scale, name, context.overrides, entries, unlisted)
+
+
+def _alignments(folders: Iterable[Path]) -> list[Alignment]:
+    """How well scores and boxes go together in each run; none of runs whose data is gone."""
+    from detbench.report.alignment import of_run
+
+    found = []
+    for folder in folders:
+        try:
+            found.append(of_run(folder))
+        except DataError as error:
+            print(f"left out of the plot of scores and boxes: {error}", file=sys.stderr)
+    return found
 
 
 def _only(recipe: Recipe, rows: Sequence[Row]) -> Recipe:

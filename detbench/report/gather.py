@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from detbench.recipes import Recipe, Row, Scale, recipes_dir
 from detbench.results import Curve, Result
+
+if TYPE_CHECKING:
+    from detbench.metrics.alignment import Alignment
 
 State = Literal["measured", "not run", "quoted", "needs"]
 
@@ -26,6 +29,7 @@ class Entry:
         changes: key to (the baseline row's value, this row's), at the scale and with the overrides in force.
         results: finished runs, by seed.
         curves: one for each result, in the same order.
+        alignments: one for each result where the recipe asks for that plot.
     """
 
     row: Row
@@ -34,6 +38,7 @@ class Entry:
     changes: dict[str, tuple[Any, Any]]
     results: list[Result]
     curves: list[Curve]
+    alignments: list[Alignment] = field(default_factory=list)
 
     @property
     def state(self) -> State:

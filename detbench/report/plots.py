@@ -73,6 +73,10 @@ def draw(collected: Collected) -> list[Plot]:
                 plots += [losses(collected, name) for name in _loss_names(collected)]
             case ("loss", _, name):
                 plots.append(losses(collected, name))
+            case ("alignment", _, _):
+                from detbench.report.alignment import histograms
+
+                plots += histograms(collected)
     params = dict.fromkeys(sweep.param for sweep in collected.recipe.sweeps)
     plots += [sweeps(collected, param, metric) for param in params]
     return [plot for plot in plots if plot is not None]
@@ -90,7 +94,7 @@ def convergence(collected: Collected, metric: str, *, over: str) -> Plot | None:
     unit, scale = (
         ("epochs", 1.0) if over == "epoch" else _time_unit(x for *_, marks in series for x, *_ in marks)
     )
-    figure, axes = _canvas(f"{unit} of training" if over == "seconds" else unit, metric)
+    figure, axes = canvas(f"{unit} of training" if over == "seconds" else unit, metric)
     for style, entry, marks in series:
         x = [x / scale for x, *_ in marks]
         axes.plot(x, [mean for _, mean, *_ in marks], label=entry.row.label, **style.line(marker=True))
@@ -98,7 +102,7 @@ def convergence(collected: Collected, metric: str, *, over: str) -> Plot | None:
             low, high = [m[2] for m in marks], [m[3] for m in marks]
             axes.fill_between(x, low, high, color=style.color, alpha=0.16, linewidth=0)
     axes.set_xlim(left=0)
-    _legend(figure, axes)
+    legend(figure, axes)
     what = "epochs" if over == "epoch" else "training time"
     return Plot(f"convergence-{over}", f"{metric} over {what}", figure)
 
@@ -112,7 +116,7 @@ def losses(collected: Collected, name: str) -> Plot | None:
     ]
     if not series:
         return None
-    figure, axes = _canvas("steps", f"loss {name}" if name != "total" else "total loss")
+    figure, axes = canvas("steps", f"loss {name}" if name != "total" else "total loss")
     for style, entry in series:
         raw = [(s["step"], s["losses"][name]) for s in entry.curves[0].steps if name in s["losses"]]
         axes.plot(*zip(*_thinned(raw), strict=True), color=style.color, alpha=0.22, linewidth=0.5)
@@ -124,7 +128,7 @@ def losses(collected: Collected, name: str) -> Plot | None:
     axes.set_xlim(left=0)
     if min(axes.dataLim.intervaly) > 0:
         _log_axis(axes)
-    _legend(figure, axes)
+    legend(figure, axes)
     title = "Total loss" if name == "total" else f"Loss {name}"
     return Plot(f"loss-{slug(name)}", title, figure, detail=name != "total")
 
@@ -135,7 +139,7 @@ def sizes(collected: Collected) -> Plot | None:
     groups = [metric for metric in _SIZES if any(entry.values(metric) for _, entry in rows)]
     if not rows:
         return None
-    figure, axes = _canvas("", "AP")
+    figure, axes = canvas("", "AP")
     width = 0.8 / len(rows)
     for i, (style, entry) in enumerate(rows):
         label: str | None = entry.row.label
@@ -155,7 +159,7 @@ def sizes(collected: Collected) -> Plot | None:
     axes.set_xticks(range(len(groups)), [names[metric] for metric in groups])
     axes.tick_params(axis="x", length=0)
     axes.grid(visible=False, axis="x")
-    _legend(figure, axes)
+    legend(figure, axes)
     return Plot("sizes", "AP by object size", figure)
 
 
@@ -169,7 +173,7 @@ def sweeps(collected: Collected, param: str, metric: str) -> Plot | None:
     if not measured:
         return None
     place = _places([point.value for sweep in measured for point in sweep.point])
-    figure, axes = _canvas(param, f"{metric} measured")
+    figure, axes = canvas(param, f"{metric} measured")
     paper = axes.twinx()
     for style, sweep in zip(_styles(), measured, strict=False):
         dots = [
@@ -197,7 +201,7 @@ def sweeps(collected: Collected, param: str, metric: str) -> Plot | None:
         _dress(paper)
     else:
         paper.set_axis_off()
-    _legend(figure, axes, paper)
+    legend(figure, axes, paper)
     return Plot(f"sweep-{slug(param)}", f"{metric} over {param}", figure)
 
 
@@ -383,7 +387,8 @@ def _log_axis(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _canvas(x: str, y: str) -> tuple[Figure, Axes]:
+def canvas(x: str, y: str) -> tuple[Figure, Axes]:
+    """Empty axes in this room's style, with the names of what stands on them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
@@ -408,8 +413,8 @@ def _dress(axes: Axes) -> None:
     axes.yaxis.label.set_fontsize(9.5)
 
 
-def _legend(figure: Figure, *every: Axes) -> None:
-    """Below the axes, so that it hides nothing; the figure grows by its height."""
+def legend(figure: Figure, *every: Axes) -> None:
+    """Names everything that has a label, below the axes, so that it hides nothing; the figure grows by its height."""
     handles, labels = [], []
     for axes in every:
         more_handles, more_labels = axes.get_legend_handles_labels()

@@ -130,7 +130,7 @@ def test_the_same_figure_is_the_same_file(collect):
 
 
 def test_every_recipe_asks_for_plots_that_exist():
-    known = {"convergence", "losses", "sizes"}
+    known = {"alignment", "convergence", "losses", "sizes"}
     for name in recipes.names():
         for plot in recipes.load(name).head.plots:
             assert plot in known or plot.startswith("loss:"), (name, plot)
