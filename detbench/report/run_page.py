@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -16,9 +17,14 @@ from detbench.data.images import read_image
 from detbench.metrics.errors import KINDS, RIGHT
 from detbench.metrics.matching import Ints
 from detbench.report import forms
+from detbench.report.alignment import histogram
 from detbench.report.gather import hardware
+from detbench.report.plots import page_svg
 from detbench.report.run_report import SHOWN, RunReport, as_tree, gains, number_text, render
 from detbench.store import write_text
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 _PICTURES = 12
 _LONGEST = 640  # side of a picture in the page, in pixels
@@ -143,6 +149,7 @@ def page(report: RunReport) -> str:
             matrix=confusion_matrix(report.confusion, report.annotations.category_names),
             pictures=pictures,
             marks={kind: text for kind, text in MARKS.items() if kind in drawn},
+            alignment=_alignment(report),
             line=_line,
             percent=number_text,
         )
@@ -238,6 +245,16 @@ def _line(curve: Sequence[float], width: float, height: float) -> str:
     """A curve over recall as the points of an SVG polyline; every second one, which no eye can tell."""
     count = len(curve) - 1
     return " ".join(f"{i / count * width:.4g},{(1 - curve[i]) * height:.4g}" for i in range(0, len(curve), 2))
+
+
+def _alignment(report: RunReport) -> Markup | None:
+    """The histograms of IoU; none where no detection overlaps any object."""
+    if not len(report.alignment.best):
+        return None
+    from markupsafe import Markup
+
+    plot = histogram(report.alignment, label="")
+    return Markup(page_svg(plot.figure, prefix=plot.name, title=plot.title))
 
 
 def _facts(report: RunReport) -> dict[str, str]:

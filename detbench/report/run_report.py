@@ -16,6 +16,7 @@ from detbench.data.sources import read_splits
 from detbench.data.truth import ground_truth
 from detbench.errors import DataError, DetbenchError
 from detbench.metrics import errors
+from detbench.metrics.alignment import Alignment, measure
 from detbench.metrics.coco import CocoResult, DetectionTable, accumulate
 from detbench.metrics.errors import KINDS, Costs, Errors
 from detbench.metrics.matching import Floats, Ints
@@ -46,6 +47,7 @@ class RunReport:
             IoU 0.5 over all classes is best.
         confusion: (K + 1, K + 1) classes of objects by classes of detections; the last of each is none.
         image_f1: (I,) at IoU 0.5.
+        alignment: of scores with boxes.
     """
 
     result: Result
@@ -59,6 +61,7 @@ class RunReport:
     score: float
     confusion: Ints
     image_f1: Floats
+    alignment: Alignment
 
     @property
     def name(self) -> str:
@@ -121,6 +124,7 @@ def examine(folder: Path) -> RunReport:
         score=score,
         confusion=errors.confusion(found, truth, table, score),
         image_f1=found.image_f1(score),
+        alignment=measure(truth, table),
     )
 
 
@@ -169,10 +173,23 @@ def as_tree(report: RunReport) -> dict[str, Any]:
         "precision75": report.curve(0.75),
         "score": report.score,
         "confusion": {"names": [*names, None], "objects_by_detections": report.confusion.tolist()},
+        "alignment": _alignment_tree(report.alignment),
         "worst_images": [
             {"file": report.annotations.file_name(i), "f1": float(report.image_f1[i])}
             for i in report.worst(20)
         ],
+    }
+
+
+def _alignment_tree(found: Alignment) -> dict[str, Any]:
+    """Mean IoU of the most confident and of the best detections of objects; None where nothing overlaps any."""
+    upon = len(found.best) > 0
+    return {
+        "objects": found.objects,
+        "overlapped": len(found.best),
+        "confident_iou": float(found.confident.mean()) if upon else None,
+        "best_iou": float(found.best.mean()) if upon else None,
+        "gap": found.gap if upon else None,
     }
 
 
@@ -219,6 +236,9 @@ def _terminal(report: RunReport) -> str:
         for part in (kinds, classes, worst):
             console.print()
             console.print(part)
+        if len(report.alignment.best):
+            console.print()
+            console.print(Text(_aligned(report.alignment)))
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
@@ -227,6 +247,14 @@ def _described(report: RunReport) -> str:
     numbers = ", ".join(f"{name} {number_text(_percent(report.measured.summary[name]))}" for name in SHOWN)
     images, objects = report.annotations.num_images, int(report.found.counted.sum())
     return f"{numbers} on {images:,} images of {report.result.data['name']} with {objects:,} objects"
+
+
+def _aligned(found: Alignment) -> str:
+    """How well scores pick boxes, in one line."""
+    return (
+        f"IoU of an object's most confident box {found.confident.mean():.3f}, of its best {found.best.mean():.3f}: "
+        f"gap {found.gap:.3f} ({len(found.best):,} of {found.objects:,} objects)"
+    )
 
 
 def number_text(value: float | None) -> str:

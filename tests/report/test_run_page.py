@@ -23,6 +23,7 @@ from detbench.parts.data import Coco, Drawn
 from detbench.parts.part import plain
 from detbench.parts.test import CocoMetrics
 from detbench.recipes import Context
+from detbench.report.alignment import of_run
 from detbench.report.run_page import confusion_matrix, page, picture
 from detbench.report.run_report import RunReport, as_tree, examine, render
 from detbench.results import DETECTIONS, REQUEST, RESULT, read_detections
@@ -182,6 +183,19 @@ def test_the_page_shows_what_the_report_says_and_escapes_it(text: str, report: R
     assert text.count('class="spark"') == sum(report.found.objects() > 0)
 
 
+def test_the_report_says_how_far_the_most_confident_boxes_are_from_the_best(
+    folder: Path, text: str, report: RunReport
+):
+    told = as_tree(report)["alignment"]
+    assert told["gap"] == pytest.approx(told["best_iou"] - told["confident_iou"])
+    assert 0 < told["overlapped"] < told["objects"]
+    assert f"gap {told['gap']:.3f}" in render(report, "terminal")
+    assert "Scores and boxes" in text
+    alone = of_run(folder)
+    assert alone.best.tolist() == report.alignment.best.tolist()
+    assert alone.confident.tolist() == report.alignment.confident.tolist()
+
+
 def test_a_run_without_a_single_detection_has_a_page(store: Store):
     folder = finished_run(store, DRAWN, "00000000000000aa")
     empty = np.zeros(0)
@@ -191,6 +205,8 @@ def test_a_run_without_a_single_detection_has_a_page(store: Store):
     )  # fmt: skip
     report = examine(folder)
     assert as_tree(report)["metrics"]["AP50"] == 0
+    assert as_tree(report)["alignment"]["gap"] is None
+    assert "Scores and boxes" not in page(report)
     assert "0 of" in page(report)
     assert render(report, "terminal")
 
