@@ -20,11 +20,10 @@ model and input in channels_last too.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from racing import canary, race
 from torch import Tensor, nn
 from torchvision.models import resnet50
 from torchvision.models.detection import FCOS, RetinaNet
@@ -67,7 +66,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("medium")
     # PyTorch's log1p can be 20x slower until the page with one of its constants is touched; this touches it.
     torch.log1p(torch.full((64,), -0.0))
-    print(f"log1p canary: {canary():.2f} ns a value (about 0.5 is healthy, 10 is the slow mode)")
+    print(canary())
 
     images, targets = batch(args.size, args.batch)
     for name in BRANCHES:
@@ -139,27 +138,6 @@ def stepper(model: nn.Module, losses: Callable[[], dict[str, Tensor]]) -> Callab
         optimiser.step()
 
     return step
-
-
-def race(contenders: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Median CPU seconds of each (one thread, so a busy machine matters less), taking turns."""
-    times: dict[str, list[float]] = {who: [] for who in contenders}
-    for turn in range(repeats + 1):
-        for who, step in contenders.items():
-            start = time.process_time()
-            step()
-            if turn:  # the first turn warms up
-                times[who].append(time.process_time() - start)
-    return {who: statistics.median(t) for who, t in times.items()}
-
-
-def canary() -> float:
-    """Nanoseconds a log1p takes."""
-    x = torch.rand(1 << 20)
-    out = torch.log1p(x)
-    start = time.process_time()
-    torch.log1p(x, out=out)  # into memory that is there: a fresh page costs more than a logarithm
-    return (time.process_time() - start) * 1e9 / x.numel()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detbench.core.assign.hungarian import probability_cost
-from detbench.core.boxes import by_coordinate, cxcywh_to_xyxy, query_giou
+from detbench.core.boxes import cxcywh_to_xyxy, query_giou
 from detbench.core.losses.align import alignment_quality, rank_within
 from detbench.core.losses.quality import stretch
 from detbench.core.supervise import QuerySupervision
@@ -42,15 +42,14 @@ def rank_weights(rule: Rank, predictions: QueryPredictions, targets: Targets, ma
 
 def query_cost(rule: QueryHungarian, predictions: QueryPredictions, targets: Targets) -> Tensor:
     """(M, Q) cost of each object with every query of its own image and layer (spec 1.8)."""
-    pred = by_coordinate(predictions.pred_boxes[targets.image_idx])
-    target = targets.cxcywh[:, None]
-    # Four planes summed one by one: no (M, Q, 4) tensor is written for the absolute differences.
-    bbox_cost = torch.stack(
-        [(p - t).abs() for p, t in zip(pred.unbind(-1), target.unbind(-1), strict=True)]
-    ).sum(0)
-    giou = query_giou(by_coordinate(cxcywh_to_xyxy(pred)), cxcywh_to_xyxy(target), eps=rule.iou_eps)
+    # (8, B, Q): a plane for each coordinate, of which an object's row is copied whole.
+    planes = torch.cat([predictions.pred_boxes, cxcywh_to_xyxy(predictions.pred_boxes)], -1).movedim(-1, 0)
+    cxcywh, xyxy = planes.contiguous().index_select(1, targets.image_idx).split(4)
+    target = targets.cxcywh
+    bbox_cost = (cxcywh - target.T[..., None]).abs().sum(0)
+    giou = query_giou(xyxy.movedim(0, -1), cxcywh_to_xyxy(target)[:, None], eps=rule.iou_eps)
     # Only the object's own class is looked at, so the logits are gathered before any arithmetic.
-    prob = predictions.pred_logits[targets.image_idx, :, targets.labels].sigmoid()
+    prob = predictions.pred_logits.transpose(1, 2)[targets.image_idx, targets.labels].sigmoid()
     if rule.position_power:
         prob = prob * _position(giou, targets) ** rule.position_power
     class_cost = probability_cost(prob, alpha=rule.focal_alpha, gamma=rule.focal_gamma, eps=rule.focal_eps)
