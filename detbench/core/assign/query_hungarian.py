@@ -44,10 +44,10 @@ def query_cost(rule: QueryHungarian, predictions: QueryPredictions, targets: Tar
     """(M, Q) cost of each object with every query of its own image and layer (spec 1.8)."""
     # (8, B, Q): a plane for each coordinate, of which an object's row is copied whole.
     planes = torch.cat([predictions.pred_boxes, cxcywh_to_xyxy(predictions.pred_boxes)], -1).movedim(-1, 0)
-    cxcywh, xyxy = planes.contiguous().index_select(1, targets.image_idx).split(4)
+    pred = planes.contiguous().index_select(1, targets.image_idx)
     target = targets.cxcywh
-    bbox_cost = (cxcywh - target.T[..., None]).abs().sum(0)
-    giou = query_giou(xyxy.movedim(0, -1), cxcywh_to_xyxy(target)[:, None], eps=rule.iou_eps)
+    bbox_cost = (pred[:4] - target.T[..., None]).abs().sum(0)
+    giou = query_giou(pred[4:].movedim(0, -1), cxcywh_to_xyxy(target)[:, None], eps=rule.iou_eps)
     # Only the object's own class is looked at, so the logits are gathered before any arithmetic.
     prob = predictions.pred_logits.transpose(1, 2)[targets.image_idx, targets.labels].sigmoid()
     if rule.position_power:
