@@ -200,15 +200,13 @@ def _complaints(cls: type, tree: Mapping[str, Any], error: ValidationError) -> l
                 line = (
                     f"{place}.{slips[0]}: no such key; did you mean 'kind'?"
                     if slips
-                    else f"{place}: says no kind"
+                    else f"{place}: says no kind{_beside(cls, tree, path)}"
                 )
             case "literal_error" if path[-1] == "[key]":
                 known = [word.strip(" '") for word in re.split(",| or ", item["ctx"]["expected"])]
                 line = f"{place.removesuffix('.[key]')}: no such key{closest(str(path[-2]), known)}"
             case "missing" | "missing_argument" if _is_free_name(cls, tree, path[:-1]):
-                # Nothing forbids the name, but half a part under it may be meant for a part beside it.
-                others = [name for name in _at(tree, path[:-2]) if name != path[-2]]
-                line = f"{place.rpartition('.')[0]}: {path[-1]} is missing{closest(str(path[-2]), others)}"
+                line = f"{place.rpartition('.')[0]}: {path[-1]} is missing{_beside(cls, tree, path[:-1])}"
             case "missing" | "missing_argument":
                 line = f"{place}: missing"
             case _:
@@ -239,6 +237,13 @@ def _tree_path(loc: tuple[str | int, ...], tree: Any) -> tuple[str | int, ...]:
 def _is_free_name(cls: type, tree: Any, path: tuple[str | int, ...]) -> bool:
     """Whether the path ends in a name that a recipe's author may choose, such as a branch's."""
     return bool(path) and isinstance(path[-1], str) and not fields_at(cls, tree, path)
+
+
+def _beside(cls: type, tree: Any, path: tuple[str | int, ...]) -> str:
+    """Which of its neighbours half a part may be meant for, where nothing forbids the name it stands under."""
+    if not _is_free_name(cls, tree, path):
+        return ""
+    return closest(str(path[-1]), [name for name in _at(tree, path[:-1]) if name != path[-1]])
 
 
 def _at(tree: Any, path: tuple[str | int, ...]) -> Any:
