@@ -240,9 +240,10 @@ class QueryIou:
         sample: with `most_positive` a bound on an image's positives; None for the number of candidates.
         most_positive: at most this share of `sample` stays positive, drawn at random (DETA: 0.5 of 256 tokens,
             0.25 of all queries).
-        balance: most positives of one object; None for no bound.
-        balance_by: "row": as many as it had, of all candidates those that overlap it most (released code);
-            "threshold": those of its own whose IoU is among the object's `balance` greatest (section 5.3).
+        balance: most positives of one object.
+        balance_by: which of them: "row": as many as it had, of all candidates those that overlap it most (released
+            code); "threshold": those of its own whose IoU is among the object's `balance` greatest (section 5.3);
+            "none": all, without a bound.
         iou_eps: added to the union.
     """
 
@@ -251,8 +252,8 @@ class QueryIou:
     low_quality: Literal["any", "own", "none"] = "any"
     sample: Count | None = None
     most_positive: Fraction = 0.25
-    balance: Count | None = 4
-    balance_by: Literal["row", "threshold"] = "row"
+    balance: Count = 4
+    balance_by: Literal["row", "threshold", "none"] = "row"
     iou_eps: NonNegative = 0.0
 
     def __call__(self, predictions: QueryPredictions, targets: Targets) -> Matches:

@@ -88,7 +88,7 @@ def brute_force(rule: QueryIou, predictions: QueryPredictions, targets: Targets)
         for j, row in enumerate(rows):
             mine = [q for q, own in owner.items() if own == j]
             order = sorted(range(len(row)), key=lambda q: -row[q])
-            if rule.balance is None:
+            if rule.balance_by == "none":
                 chosen = mine
             elif rule.balance_by == "row":
                 chosen = order[: min(len(mine), rule.balance)]
@@ -125,7 +125,7 @@ def test_overlaps_are_those_of_single_boxes_and_minus_one_where_there_is_no_obje
     [
         QueryIou(most_positive=1.0, positive=0.5),
         QueryIou(most_positive=1.0, positive=0.3, balance=2),
-        QueryIou(most_positive=1.0, positive=0.3, balance=None),
+        QueryIou(most_positive=1.0, positive=0.3, balance_by="none"),
         QueryIou(most_positive=1.0, positive=0.3, balance=3, balance_by="threshold", low_quality="own"),
         QueryIou(most_positive=1.0, positive=0.6, low_quality="none"),
         QueryIou(most_positive=1.0, positive=0.6, balance=1),
@@ -139,7 +139,7 @@ def test_the_rule_agrees_with_a_loop_over_single_boxes(rule: QueryIou, seed: int
     assert Counter(
         (t, round(overlap_of((i, q, t), predictions, targets), 5)) for i, q, t in found
     ) == Counter((t, round(overlap_of((i, q, t), predictions, targets), 5)) for i, q, t in plain)
-    if rule.balance is None or rule.balance_by == "threshold":
+    if rule.balance_by != "row":
         assert set(found) == plain
 
 
@@ -154,7 +154,7 @@ def test_an_object_nobody_overlaps_makes_every_other_candidate_positive() -> Non
     assert {q for _, q, _ in found} == {3, 4, 5} | {q for _, q, _ in found if q < 3}
 
     # Without balancing the flood is there in full; without the rule there is nothing.
-    flood = as_pairs(replace(rule, balance=None)(predictions_at(anchors), targets_of([near, far])))
+    flood = as_pairs(replace(rule, balance_by="none")(predictions_at(anchors), targets_of([near, far])))
     assert [q for _, q, _ in flood] == [0, 1, 2, 3, 4, 5]
     assert not as_pairs(replace(rule, low_quality="none")(predictions_at(anchors), targets_of([near, far])))
     own = as_pairs(replace(rule, low_quality="own")(predictions_at(anchors), targets_of([near, far])))
@@ -216,8 +216,11 @@ def test_positives_are_bounded_by_the_share_before_they_are_balanced() -> None:
     anchors = torch.tensor([[[0.0, 0.0, 0.4, 0.4]] * 20] * 2)
     targets = targets_of([(0.0, 0.0, 0.4, 0.4)], [(0.0, 0.0, 0.4, 0.39)])
     predictions = predictions_at(anchors)
-    assert Counter(i for i, _, _ in as_pairs(QueryIou(balance=None)(predictions, targets))) == {0: 5, 1: 5}
-    few = QueryIou(balance=None, sample=6, most_positive=0.5)
+    assert Counter(i for i, _, _ in as_pairs(QueryIou(balance_by="none")(predictions, targets))) == {
+        0: 5,
+        1: 5,
+    }
+    few = QueryIou(balance_by="none", sample=6, most_positive=0.5)
     assert Counter(i for i, _, _ in as_pairs(few(predictions, targets))) == {0: 3, 1: 3}
     # Three of the row's best, for three positives are left to count.
     assert len(as_pairs(QueryIou(sample=6, most_positive=0.5)(predictions, targets))) == 6

@@ -27,10 +27,10 @@ def assign_query_iou(rule: QueryIou, predictions: QueryPredictions, targets: Tar
     positive, owner = positive_candidates(iou, threshold=rule.positive, low_quality=rule.low_quality)
     size = positive.shape[1] if rule.sample is None else rule.sample
     positive = random_subset(positive, most=int(rule.most_positive * size))
-    if rule.balance is not None and rule.balance_by == "row":
+    if rule.balance_by == "row":
         image_idx, rank, pred_idx = best_of_each_row(iou, positive, owner, most=rule.balance)
     else:
-        if rule.balance is not None:
+        if rule.balance_by == "threshold":
             positive &= reaches_nth_best(iou, owner, n=rule.balance)
         image_idx, pred_idx = positive.nonzero(as_tuple=True)
         rank = owner[image_idx, pred_idx]
