@@ -1,0 +1,469 @@
+"""Detectors of the DETR family, Deformable-DETR to DINO: backbone, neck, transformer, queries and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from detbench.core.backbones import Backbone
+from detbench.core.detectors.channel_mapper import ChannelMapper
+from detbench.core.detectors.gt_probe import ProbeModule
+from detbench.core.detectors.heads import Heads, box_head, class_head, copies, start_small
+from detbench.core.layers.tokens import Layout, TokenGrid, lay_out
+from detbench.core.layers.transformer import Transformer, refine
+from detbench.core.queries.denoising import DenoisingQueries, NoisyQueries
+from detbench.core.queries.learned import LearnedQueries
+from detbench.core.queries.proposal_nms import select_after_nms
+from detbench.core.queries.proposals import ProposalQueries, anchor_logits, proposal_scores, take
+from detbench.core.queries.visibility import visibility
+from detbench.core.types import QueryPredictions, Targets
+from detbench.errors import RecipeError
+
+if TYPE_CHECKING:
+    from detbench.parts.branches import Branch, DenoisingOutput, OneToManyOutput, QueryPredictor
+    from detbench.parts.detectors import Query
+
+Refinement = Literal["none", "detached", "twice"]
+
+
+class Queries(nn.Module):
+    """What the decoder starts from.
+
+    Args:
+        one_to_one: the queries that the detector is tested with.
+        denoising: makes more from noisy objects; None for none.
+        one_to_many: (Q, D) content of further queries; None where there are none or content isn't learned.
+    """
+
+    def __init__(
+        self,
+        one_to_one: LearnedQueries | ProposalQueries,
+        *,
+        denoising: DenoisingQueries | None,
+        one_to_many: nn.Embedding | None,
+    ) -> None:
+        super().__init__()
+        self.one_to_one, self.denoising, self.one_to_many = one_to_one, denoising, one_to_many
+
+
+class QueryDetector(nn.Module):
+    """Backbone, neck, transformer, queries and heads. Computes no loss.
+
+    Parameter names start with `backbone.`, `neck.`, `transformer.`, `heads.`, `queries.`, `probes.`.
+
+    Args:
+        backbone: images to C3, C4, C5.
+        neck: these to the transformer's levels.
+        transformer: encoder and decoder.
+        heads: of the decoder's layers and of a first stage.
+        queries: what the decoder starts from.
+        probes: by the branch that has one (Match-Free).
+        outputs: what each branch reads.
+        layout: encoding of the tokens' places.
+        refinement: where each layer's boxes start from, see `detbench.parts.detectors.Query`.
+        logit_eps: of the inverse sigmoid.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        neck: ChannelMapper,
+        transformer: Transformer,
+        heads: Heads,
+        queries: Queries,
+        probes: Mapping[str, ProbeModule],
+        outputs: Mapping[str, QueryPredictor],
+        layout: Layout,
+        refinement: Refinement,
+        logit_eps: float,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.neck, self.transformer = backbone, neck, transformer
+        self.heads, self.queries = heads, queries
+        self.probes = nn.ModuleDict(probes)
+        self.outputs = dict(outputs)
+        self.layout, self.refinement, self.logit_eps = layout, refinement, logit_eps
+
+    def forward(
+        self,
+        images: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        targets: Targets | None = None,
+        branches: Sequence[str] | None = None,
+    ) -> dict[str, QueryPredictions]:
+        """(B, 3, H, W) padded images to predictions by branch.
+
+        Denoising and one-to-many branches have predictions in training mode only.
+
+        Args:
+            images: normalised; padding is at the bottom and right.
+            sizes: height and width of each image without padding.
+            targets: the objects that denoising queries are made from and that probes look for.
+            branches: those wanted; None for all. What only others need isn't computed.
+
+        Raises:
+            RecipeError: when a two-stage detector is to make more queries than the images have tokens.
+        """
+        outputs = self._wanted(branches)
+        memory, grid = self._encode(images, sizes)
+        first = self._propose(memory, grid, outputs) if self._is_two_stage else None
+        predictions = {}
+        for name, output in outputs.items():
+            if output.kind == "encoder":
+                assert first is not None  # Experiment refuses it without a first stage
+                predictions[name] = first.predictions(
+                    output.tokens, cast(ProposalQueries, self.queries.one_to_one).part.num
+                )
+        decoded = {name: output for name, output in outputs.items() if output.kind != "encoder"}
+        if decoded:
+            if targets is None:
+                targets = _no_objects(sizes, images.device)
+            start = self._start(first, decoded, targets)
+            states, boxes = self._decode(start, memory, grid)
+            predictions |= self._read(decoded, start, states, boxes, targets)
+        return predictions
+
+    def parameters_of(self, branches: Sequence[str] | None = None) -> Iterator[nn.Parameter]:
+        """The parameters that take part in predicting these branches; None for all."""
+        names = self.outputs if branches is None else branches
+        kinds = {self.outputs[name].kind for name in names}
+        one_to_one = self.queries.one_to_one
+        yield from self.backbone.parameters()
+        yield from self.neck.parameters()
+        if self.transformer.encoder is not None:
+            yield from self.transformer.encoder.parameters()
+        yield from self.heads.encoder_parameters()
+        if kinds == {"encoder"}:
+            yield from cast(ProposalQueries, one_to_one).token.parameters()
+            return
+        yield from self.transformer.decoder.parameters()
+        yield from one_to_one.parameters()
+        yield from self.heads.parameters_of(self._layers([self.outputs[name] for name in names]))
+        if "denoising" in kinds and self.queries.denoising is not None:
+            yield from self.queries.denoising.parameters()
+        if "one_to_many" in kinds and self.queries.one_to_many is not None:
+            yield from self.queries.one_to_many.parameters()
+        for name in names:
+            if name in self.probes:
+                yield from self.probes[name].parameters()
+
+    @property
+    def _is_two_stage(self) -> bool:
+        return isinstance(self.queries.one_to_one, ProposalQueries)
+
+    def _wanted(self, branches: Sequence[str] | None) -> dict[str, QueryPredictor]:
+        names = self.outputs if branches is None else branches
+        kinds = (
+            ("decoder", "encoder", "denoising", "one_to_many") if self.training else ("decoder", "encoder")
+        )
+        return {name: self.outputs[name] for name in names if self.outputs[name].kind in kinds}
+
+    def _layers(self, outputs: Iterable[QueryPredictor]) -> list[int]:
+        """The decoder layers that these outputs read."""
+        num_layers = len(self.transformer.decoder.layers)
+        return sorted({layer for output in outputs for layer in _layers_of(output, num_layers)})
+
+    def _encode(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, TokenGrid]:
+        """(B, S, D) memory in at least float32, and where its tokens stand."""
+        levels = self.neck(self.backbone(images))
+        memory = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], 1)
+        memory = memory.to(torch.promote_types(memory.dtype, torch.float32))
+        grid = lay_out(
+            self.layout,
+            tuple((x.shape[-2], x.shape[-1]) for x in levels),
+            sizes=sizes,
+            padded_size=(images.shape[-2], images.shape[-1]),
+            device=memory.device,
+            dtype=memory.dtype,
+        )
+        if self.transformer.encoder is not None:
+            memory = self.transformer.encoder(memory, grid)
+        return memory, grid
+
+    def _propose(self, memory: Tensor, grid: TokenGrid, outputs: Mapping[str, QueryPredictor]) -> _FirstStage:
+        """The first stage: logits of every token, boxes of those chosen, of all where somebody asks for them."""
+        queries = cast(ProposalQueries, self.queries.one_to_one)
+        part = queries.part
+        num = part.num + sum(o.num_queries for o in outputs.values() if o.kind == "one_to_many")
+        if num > memory.shape[1]:
+            raise RecipeError(
+                f"detector.queries.num: the decoder wants {num} proposals, but the images of this batch have only "
+                f"{memory.shape[1]} tokens on {len(grid.level_sizes)} levels; ask for fewer or use larger images"
+            )
+        anchors = anchor_logits(grid, part.anchor_side)
+        tokens = queries.tokens(memory, anchors)
+        logits = self.heads.encoder_classes(tokens)
+        scores = proposal_scores(logits, part.select_by)
+        boxes = None
+        if part.nms is not None or any(o.kind == "encoder" and o.tokens == "all" for o in outputs.values()):
+            boxes = (self.heads.encoder_offsets(tokens) + anchors).sigmoid()
+        if part.nms is None:
+            chosen = scores.topk(num, 1).indices
+        else:
+            assert boxes is not None
+            cells = [h * w for h, w in grid.level_sizes]
+            chosen = select_after_nms(part.nms, scores, boxes.detach(), cells, num)
+        chosen_tokens = take(tokens, chosen)
+        if boxes is None:
+            chosen_boxes = (self.heads.encoder_offsets(chosen_tokens) + take(anchors, chosen)).sigmoid()
+        else:
+            chosen_boxes = take(boxes, chosen)
+        return _FirstStage(logits, boxes, anchors.sigmoid(), chosen, chosen_tokens, chosen_boxes)
+
+    def _start(
+        self, first: _FirstStage | None, outputs: Mapping[str, QueryPredictor], targets: Targets
+    ) -> _Start:
+        """The decoder's queries: those made from objects, then the one-to-one, then the one-to-many ones."""
+        queries, num_images = self.queries.one_to_one, len(targets.counts)
+        if isinstance(queries, LearnedQueries):
+            position, content, reference = (x.expand(num_images, -1, -1) for x in queries())
+            return _Start(content, reference.sigmoid(), position, {"decoder": slice(None)})
+
+        assert first is not None
+        reference, noisy = first.chosen_boxes.detach(), None
+        num_proposals = reference.shape[1]
+        num_further = num_proposals - queries.part.num
+        if self.queries.denoising is not None and any(o.kind == "denoising" for o in outputs.values()):
+            noisy = self.queries.denoising(targets)
+            reference = torch.cat([noisy.reference.to(reference.dtype), reference], 1)
+        content, position = queries(
+            reference, first.chosen_tokens, self.queries.one_to_many if num_further else None
+        )
+        if noisy is not None:
+            content = torch.cat([noisy.content, content], 1)
+        num_noisy = reference.shape[1] - num_proposals
+        behind = num_noisy + queries.part.num
+        return _Start(
+            content,
+            reference,
+            position,
+            {
+                "denoising": slice(num_noisy),
+                "decoder": slice(num_noisy, behind),
+                "one_to_many": slice(behind, None),
+            },
+            visible=visibility(
+                num_groups=0 if noisy is None else noisy.num_groups,
+                group_size=0 if noisy is None else 2 * noisy.most_objects,
+                num_one_to_one=queries.part.num,
+                num_one_to_many=num_further,
+                device=reference.device,
+            ),
+            noisy=noisy,
+        )
+
+    def _decode(self, start: _Start, memory: Tensor, grid: TokenGrid) -> tuple[list[Tensor], list[Tensor]]:
+        """(B, Q, D) states that the heads read and (B, Q, 4) boxes, of each layer (spec 1.6, 2.3 to 2.5)."""
+        decoder, queries, eps = self.transformer.decoder, self.queries.one_to_one, self.logit_eps
+        state = start.content
+        # Both are the same numbers. Only the first may carry the last layer's gradient: boxes start from it,
+        # attention looks at the second.
+        reference = looked_at = start.reference
+        states, boxes = [], []
+        for layer, decode in enumerate(decoder.layers):
+            on_levels = grid.on_levels(looked_at)
+            position = start.position
+            if position is None:
+                position = cast(ProposalQueries, queries).position_of(on_levels[:, :, 0])
+            state = decode(state, position, on_levels, memory, grid, start.visible)
+            states.append(state if decoder.norm is None else decoder.norm(state))
+            offset = self.heads.offsets(layer, states[-1])
+            boxes.append(refine(offset, reference, eps=eps))
+            if self.refinement == "none" or layer + 1 == len(decoder.layers):
+                continue
+            if decoder.norm is not None:
+                offset = self.heads.offsets(layer, state)
+            moved = refine(offset, looked_at, eps=eps)
+            looked_at = moved.detach()
+            reference = moved if self.refinement == "twice" else looked_at
+        return states, boxes
+
+    def _read(
+        self,
+        outputs: Mapping[str, QueryPredictor],
+        start: _Start,
+        states: Sequence[Tensor],
+        boxes: Sequence[Tensor],
+        targets: Targets,
+    ) -> dict[str, QueryPredictions]:
+        """Each output's queries and layers out of all that were decoded."""
+        logits = {layer: self.heads.classes(layer, states[layer]) for layer in self._layers(outputs.values())}
+        qualities = {layer: self.heads.qualities(layer, states[layer]) for layer in logits}
+        predictions = {}
+        for name, output in outputs.items():
+            span, layers = start.spans[output.kind], _layers_of(output, len(states))
+            by_layer = [qualities[layer] for layer in layers]
+            predictions[name] = QueryPredictions(
+                pred_logits=torch.cat([logits[layer][:, span] for layer in layers]),
+                pred_boxes=torch.cat([boxes[layer][:, span] for layer in layers]),
+                num_layers=len(layers),
+                anchors=start.reference[:, span] if self._is_two_stage else None,
+                states=torch.cat([states[layer][:, span] for layer in layers]),
+                pred_quality=torch.cat([x[:, span] for x in by_layer if x is not None])
+                if self.heads.quality_heads is not None
+                else None,
+            )
+            if output.kind == "denoising":
+                assert start.noisy is not None
+                pairs = start.noisy.pairs(targets, len(layers))
+                predictions[name] = replace(predictions[name], pairs=pairs)
+            if self.training and name in self.probes:
+                correspondence = self.probes[name](predictions[name], targets)
+                predictions[name] = replace(predictions[name], correspondence=correspondence)
+        return predictions
+
+
+@dataclass(frozen=True, slots=True)
+class _FirstStage:
+    """What a two-stage detector makes of its tokens.
+
+    Attributes:
+        logits: (B, S, C).
+        boxes: (B, S, 4) cxcywh; None where nobody asks for all.
+        anchors: (1 or B, S, 4) cxcywh.
+        chosen: (B, Q) tokens that become queries, best first.
+        chosen_tokens: (B, Q, D).
+        chosen_boxes: (B, Q, 4) cxcywh.
+    """
+
+    logits: Tensor
+    boxes: Tensor | None
+    anchors: Tensor
+    chosen: Tensor
+    chosen_tokens: Tensor
+    chosen_boxes: Tensor
+
+    def predictions(self, tokens: Literal["all", "selected"], num: int) -> QueryPredictions:
+        """Of all tokens, or of those that become the first `num` queries."""
+        if tokens == "all":
+            assert self.boxes is not None
+            return QueryPredictions(self.logits, self.boxes, anchors=self.anchors.expand_as(self.boxes))
+        chosen = self.chosen[:, :num]
+        return QueryPredictions(
+            take(self.logits, chosen), self.chosen_boxes[:, :num], anchors=take(self.anchors, chosen)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What the decoder starts from.
+
+    Attributes:
+        content: (B, Q, D).
+        reference: (B, Q, 4) cxcywh, or (B, Q, 2) xy of one-stage queries.
+        position: (B, Q, D); None where every layer makes its own from the reference.
+        spans: the queries of each kind of output.
+        visible: (Q, Q) bool, see `visibility`.
+        noisy: the denoising queries among them.
+    """
+
+    content: Tensor
+    reference: Tensor
+    position: Tensor | None
+    spans: Mapping[str, slice]
+    visible: Tensor | None = None
+    noisy: NoisyQueries | None = None
+
+
+def build_query(part: Query, *, branches: Mapping[str, Branch], num_classes: int) -> QueryDetector:
+    """The detector that a recipe describes.
+
+    Args:
+        part: backbone, neck, transformer, queries and heads.
+        branches: by name; the `predictor` of each says what it needs.
+        num_classes: without background.
+
+    Raises:
+        DataError: when the backbone's weights can't be had or don't fit.
+    """
+    # Experiment refuses any other predictor.
+    outputs = {name: cast("QueryPredictor", branch.predictor) for name, branch in branches.items()}
+    by_kind = {output.kind: output for output in outputs.values()}
+    hidden_dim, num_layers = part.neck.channels, part.transformer.decoder_layers
+    two_stage = part.queries.kind == "proposals"
+    num_heads = num_layers if part.heads == "per_layer" else 1
+
+    # Random weights are drawn in the order of building. What only some rows of a comparison have comes last, so that
+    # all rows share the rest.
+    backbone = part.backbone.build()
+    neck = ChannelMapper(
+        backbone.out_channels, channels=hidden_dim, num_levels=part.neck.num_levels, groups=part.neck.groups
+    )
+    transformer = Transformer(part.transformer, hidden_dim=hidden_dim, num_levels=part.neck.num_levels)
+    class_heads = copies(
+        class_head(hidden_dim, num_classes, class_prior=part.class_prior), num_heads + two_stage
+    )
+    box_heads = copies(box_head(hidden_dim), num_heads + two_stage)
+    encoder_class, encoder_box = (class_heads.pop(), box_heads.pop()) if two_stage else (None, None)
+    if not two_stage:
+        start_small(box_heads[0])
+    one_to_one = (
+        ProposalQueries(part.queries, hidden_dim)
+        if part.queries.kind == "proposals"
+        else LearnedQueries(part.queries.num, hidden_dim)
+    )
+    denoising, one_to_many = None, None
+    if (output := by_kind.get("denoising")) is not None:
+        denoising = DenoisingQueries(
+            cast("DenoisingOutput", output),
+            num_classes=num_classes,
+            hidden_dim=hidden_dim,
+            logit_eps=part.logit_eps,
+        )
+    if (
+        (output := by_kind.get("one_to_many")) is not None
+        and isinstance(one_to_one, ProposalQueries)
+        and one_to_one.content is not None
+    ):
+        one_to_many = one_to_one.learned_content(cast("OneToManyOutput", output).num_queries)
+    quality_heads = copies(nn.Linear(hidden_dim, 1), num_heads) if part.quality_head else None
+    probes = {
+        name: ProbeModule(
+            output.probe,
+            num_classes=num_classes,
+            state_dim=hidden_dim,
+            num_layers=len(_layers_of(output, num_layers)),
+        )
+        for name, output in sorted(outputs.items())
+        if output.kind == "decoder" and output.probe is not None
+    }
+    return QueryDetector(
+        backbone=backbone,
+        neck=neck,
+        transformer=transformer,
+        heads=Heads(
+            class_heads=class_heads,
+            box_heads=box_heads,
+            encoder_class=encoder_class,
+            encoder_box=encoder_box,
+            quality_heads=quality_heads,
+        ),
+        queries=Queries(one_to_one, denoising=denoising, one_to_many=one_to_many),
+        probes=probes,
+        outputs=outputs,
+        layout=Layout(hidden_dim, part.position.temperature, part.position.offset),
+        refinement=part.refinement,
+        logit_eps=part.logit_eps,
+    )
+
+
+def _layers_of(output: QueryPredictor, num_layers: int) -> range:
+    """The decoder layers that an output reads, from 0."""
+    if output.kind == "encoder":
+        return range(0)
+    if output.kind == "decoder" and output.layers == "last":
+        return range(num_layers - 1, num_layers)
+    if output.kind == "decoder" and output.layers == "intermediate":
+        return range(num_layers - 1)
+    return range(num_layers)
+
+
+def _no_objects(sizes: Sequence[tuple[int, int]], device: torch.device) -> Targets:
+    """A batch of images without any object."""
+    labels = torch.zeros(0, dtype=torch.int64, device=device)
+    return Targets(labels, torch.zeros(0, 4, device=device), labels, (0,) * len(sizes), tuple(sizes))

@@ -1,0 +1,1 @@
+"""What a decoder starts from: learned queries, proposals, noisy objects."""

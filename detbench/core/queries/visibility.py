@@ -1,0 +1,33 @@
+"""Which of the decoder's queries see each other."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=16)
+def visibility(
+    *, num_groups: int, group_size: int, num_one_to_one: int, num_one_to_many: int, device: torch.device
+) -> Tensor | None:
+    """(Q, Q) bool, True where the row's query sees the column's; None where all see all.
+
+    Denoising groups come first and see themselves and the one-to-one queries, which see only each other, as the
+    one-to-many ones do (spec 2.8, 3).
+
+    Args:
+        num_groups: of denoising queries.
+        group_size: denoising queries in each.
+        num_one_to_one: those that the detector is tested with.
+        num_one_to_many: those behind them.
+        device: of the result.
+    """
+    if num_groups * group_size + num_one_to_many == 0:
+        return None
+    one_to_one = num_groups
+    members = torch.tensor([*[group_size] * num_groups, num_one_to_one, num_one_to_many], device=device)
+    group = torch.arange(num_groups + 2, device=device).repeat_interleave(members)
+    rows, columns = group.unsqueeze(1), group.unsqueeze(0)
+    return (rows == columns) | ((rows < one_to_one) & (columns == one_to_one))
