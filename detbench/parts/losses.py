@@ -31,6 +31,8 @@ DivideBy = Literal["positives", "positives_raw", "positives_local", "centerness"
 
 WeighBy = Literal["one", "match"]
 
+Rescale = Literal["none", "axis_mean", "scalar_mean", "loss_preserving", "constant"]
+
 
 @part
 class Focal:
@@ -68,6 +70,54 @@ class BoxL1:
         from detbench.core.losses.boxes import box_l1_of
 
         return box_l1_of(supervision, box_format=self.box_format, weigh_by=self.weigh_by)
+
+
+@part
+class SizedL1:
+    """`BoxL1` with x and width counted in widths of the object, y and height in its heights (Sized L1; spec 6).
+
+    Sides are normalised as boxes are. They weigh the loss and have no part in what it is divided by.
+
+    Attributes:
+        rescale: factor that brings the loss back to about the plain L1's size. The paper speaks of the boxes' average
+            dimensions and gives no formula (spec 6.2): "none"; "axis_mean": the matched objects' mean width for x and
+            width, their mean height for y and height; "scalar_mean": the mean of all their sides;
+            "loss_preserving": whatever gives the plain L1's value, without a gradient of its own; "constant":
+            `mean_size`, axis by axis.
+        mean_size: of "constant": width and height, such as the training set's normalised means.
+        mean_over: the pairs behind a factor: those of "all_processes", so that N train as one does, or of
+            "this_process". All layers of a query detector count.
+        min_side: sides count as at least so many pixels of the network input: an object may be empty.
+        weigh_by: as in `BoxL1`.
+    """
+
+    kind: Literal["sized_l1"] = "sized_l1"
+    weight: NonNegative = 5.0
+    box_format: Literal["cxcywh", "xyxy"] = "cxcywh"
+    rescale: Rescale = "axis_mean"
+    mean_size: tuple[Positive, Positive] | None = None
+    mean_over: Literal["all_processes", "this_process"] = "all_processes"
+    min_side: Positive = 1.0
+    weigh_by: WeighBy = "one"
+    divide_by: DivideBy = "positives_raw"
+
+    def __post_init__(self) -> None:
+        if (self.rescale == "constant") != (self.mean_size is not None):
+            raise ValueError("mean_size goes with rescale = 'constant', and with nothing else")
+
+    def __call__(self, supervision: Supervision) -> Tensor:
+        """The sum over pairs and coordinates, not yet weighed or divided."""
+        from detbench.core.losses.sized import sized_l1_of
+
+        return sized_l1_of(
+            supervision,
+            box_format=self.box_format,
+            rescale=self.rescale,
+            mean_size=self.mean_size,
+            mean_over=self.mean_over,
+            min_side=self.min_side,
+            weigh_by=self.weigh_by,
+        )
 
 
 @part
@@ -364,10 +414,11 @@ class Correspondence:
         return correspondence_of(supervision, cost=self.cost, detach_cost=self.detach_cost)
 
 
-DenseLoss = Focal | BoxL1 | DeltaL1 | Giou | LogIou | Centerness
+DenseLoss = Focal | BoxL1 | SizedL1 | DeltaL1 | Giou | LogIou | Centerness
 QueryLoss = (
     Focal
     | BoxL1
+    | SizedL1
     | QueryGiou
     | Align
     | IaBce

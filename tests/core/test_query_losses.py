@@ -23,12 +23,15 @@ from detbench.core.supervise import QuerySupervision, supervise
 from detbench.core.types import Matches, QueryPredictions, Targets
 from detbench.parts.assigners import Known, QueryHungarian
 from detbench.parts.branches import Branch, DecoderOutput, DenoisingOutput, EncoderOutput
-from detbench.parts.losses import BoxL1, Focal, QueryGiou, QueryLoss
+from detbench.parts.losses import BoxL1, Focal, QueryGiou, QueryLoss, SizedL1
 
-LOSSES = [pytest.param(loss(), id=loss().kind) for loss in get_args(QueryLoss)]
+# The default of sized_l1 asks for the mean size of a batch's objects: an image alone has another.
+CONTRACT: dict[type, QueryLoss] = {SizedL1: SizedL1(rescale="none")}
+LOSSES = [pytest.param(CONTRACT.get(loss, loss()), id=loss().kind) for loss in get_args(QueryLoss)]
 # What a loss teaches, where that isn't the class logits.
 TEACHES = {
     "box_l1": "pred_boxes",
+    "sized_l1": "pred_boxes",
     "query_giou": "pred_boxes",
     "iou_quality": "pred_quality",
     "correspondence": "correspondence",
