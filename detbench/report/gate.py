@@ -1,0 +1,105 @@
+"""The gate: what was supported must stay so, and at paper scale numbers must be the paper's, within a tolerance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from detbench.errors import StoreError
+from detbench.report.columns import number_text
+from detbench.report.gather import Collected
+from detbench.report.table import Table, build
+
+TOLERANCE = {
+    "AP": 0.5, "AP50": 0.5, "AP75": 0.5, "APs": 1.0, "APm": 1.0, "APl": 1.0, "mMR": 0.5, "recall": 0.5,
+    "params_m": 0.1, "params_train_m": 0.1, "params_infer_m": 0.1,
+    "gflops": 1.0, "gflops_train": 1.0, "gflops_infer": 1.0,
+}  # fmt: skip
+"""How far a mean may be from the paper's number, in the metric's unit, where a recipe doesn't say: a choice, no
+measurement. Papers print millions of parameters to one decimal and GFLOPs to none. Metrics that are not here, such as
+latency, depend on the machine and aren't held."""
+
+
+def misses(collections: Sequence[Collected], records: Path) -> list[str]:
+    """What the gate stops, one line each; empty where it passes.
+
+    Only tables that are reported are held to anything, and claims only where all their rows are; nothing is said of
+    runs on other data than the record's, or with overrides.
+
+    Args:
+        collections: what is reported.
+        records: folder with tables as `report --format json` prints them, such as results/.
+
+    Raises:
+        StoreError: there is no such folder, or a record can't be read.
+    """
+    supported = _supported(records)
+    found: list[str] = []
+    for collected in collections:
+        if collected.overrides:
+            continue
+        table = build(collected)
+        recorded = supported.get((table.name, table.scale, table.data), ())
+        found += _lost(table, recorded, whole=len(collected.entries) == len(collected.recipe.rows))
+        if collected.scale == "paper":
+            found += _missed(collected, table)
+    return found
+
+
+def _lost(table: Table, supported: Sequence[str], *, whole: bool) -> Iterator[str]:
+    """Claims that the record calls supported and the table doesn't; a table may be reported in part."""
+    verdicts = {verdict.claim.text: verdict for verdict in table.verdicts}
+    for text in supported:
+        if text not in verdicts:
+            if whole:
+                yield f"{table.name}: '{text}' was supported, and is no claim of the recipe any more"
+        elif verdicts[text].ruling != "supported":
+            verdict = verdicts[text]
+            yield f"{table.name}: '{text}' was supported, now {verdict.ruling}: {verdict.text}"
+
+
+def _missed(collected: Collected, table: Table) -> Iterator[str]:
+    """Reported numbers that are farther from the measured ones than the recipe tolerates."""
+    tolerances = TOLERANCE | collected.recipe.head.tolerance
+    for row in table.rows:
+        for column, cell in zip(table.columns, row.cells, strict=True):
+            tolerance = tolerances.get(column.metric)
+            if cell.measured is None or cell.reported is None or tolerance is None:
+                continue
+            off = cell.measured.mean - cell.reported
+            if abs(off) > tolerance:
+                measured, reported = (number_text(n, column) for n in (cell.measured.mean, cell.reported))
+                yield (
+                    f"{table.name}, row '{row.label}': {column.metric} {measured} is "
+                    f"{number_text(off, column, signed=True)} from the reported {reported}, more than {tolerance:g}"
+                )
+
+
+def _supported(records: Path) -> dict[tuple[str, str, str], list[str]]:
+    """(table, scale, data) to the texts of its supported claims."""
+    if not records.is_dir():
+        raise StoreError(f"{records}: no such folder; give the one that holds the records, with --records")
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for path in sorted(records.rglob("*.json")):
+        for table in _read(path):
+            if "verdicts" not in table:  # recorded before there were any
+                continue
+            try:
+                key = table["name"], table["scale"], table["data"]
+                texts = [v["claim"]["text"] for v in table["verdicts"] if v["ruling"] == "supported"]
+            except (KeyError, TypeError):
+                raise StoreError(
+                    f"{path}: no table as `detbench report --format json` prints it; write it again"
+                ) from None
+            found.setdefault(key, []).extend(texts)
+    return found
+
+
+def _read(path: Path) -> list[Any]:
+    try:
+        tables = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise StoreError(f"{path}: can't be read ({error})") from None
+    return tables if isinstance(tables, list) else [tables]
