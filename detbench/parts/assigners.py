@@ -203,6 +203,8 @@ class QueryHungarian:
         rank: weights of the pairs, for the losses that ask for them; None for one each.
         position_power: in the class cost the probability is multiplied by this power of (GIoU + 1) / 2, stretched
             until the image's best is 1 (Stable-DINO's position-modulated cost: 0.5; spec 5.6).
+        sized_bbox: the L1 distance is that of Sized L1, rescaled by the mean sides of the image's objects. Its paper
+            doesn't speak of matching (spec 6.3).
     """
 
     kind: Literal["query_hungarian"] = "query_hungarian"
@@ -217,6 +219,7 @@ class QueryHungarian:
     most_positive: Fraction | None = None
     rank: Rank | None = None
     position_power: NonNegative = 0.0
+    sized_bbox: bool = False
 
     def __call__(self, predictions: QueryPredictions, targets: Targets) -> Matches:
         """The matched pairs; min(Q, copies * N) of them in an image of N objects."""

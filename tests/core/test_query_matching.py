@@ -31,6 +31,7 @@ RULES = [
     *(pytest.param(CONTRACT.get(rule, rule()), id=rule().kind) for rule in get_args(QueryAssigner)),
     pytest.param(QueryHungarian(copies=3, most_positive=0.5, rank=Rank()), id="ranked_copies"),
     pytest.param(QueryHungarian(position_power=0.5), id="position_modulated"),
+    pytest.param(QueryHungarian(sized_bbox=True), id="sized_bbox"),
 ]
 MAY_SHARE_QUERIES = {"query_iou", "sparse_correspondence"}
 READ_WITH_THE_PREDICTIONS = {"known", "sparse_correspondence"}
@@ -220,6 +221,25 @@ def test_the_cost_of_a_small_pair_by_hand(eps: float, giou: float) -> None:
         targets,
     )
     assert cost.item() == pytest.approx(2 * -0.0866434 + 5 * 0.02 - 2 * giou, abs=1e-6)
+
+
+def test_the_cost_of_box_errors_in_the_sides_of_objects_by_hand() -> None:
+    # Two objects of .1 by .2 and .3 by .2, mean .2 by .2; centres off by .02 along x and .04 along y, sides by none.
+    # Widths count for .2 / .1 and .2 / .3, heights as they are: .02 * 2 + .04 and .02 * 2 / 3 + .04.
+    corners = torch.tensor([[10.0, 10, 20, 30], [50.0, 40, 80, 60]])
+    targets = Targets.of([torch.zeros(2, dtype=torch.int64)], [corners], [(100, 100)])
+    boxes = targets.cxcywh.double() + torch.tensor([0.02, 0.04, 0, 0])
+    predictions = QueryPredictions(torch.zeros(1, 2, 1, dtype=torch.float64), boxes[None])
+    rule = QueryHungarian(cost_class=0.0, cost_giou=0.0, cost_bbox=3.0, sized_bbox=True)
+    cost = query_cost(rule, predictions, targets)
+    assert cost.diagonal().tolist() == pytest.approx([3 * 0.08, 3 * (0.04 / 3 + 0.04)], rel=1e-5)
+
+
+def test_an_empty_object_has_a_finite_cost_in_its_own_sides() -> None:
+    empty = torch.tensor([[10.0, 10, 10, 10]])
+    targets = Targets.of([torch.zeros(1, dtype=torch.int64)], [empty], [(100, 100)])
+    predictions = some_queries(targets, 0, num_layers=1)
+    assert query_cost(QueryHungarian(sized_bbox=True, iou_eps=1e-6), predictions, targets).isfinite().all()
 
 
 @pytest.mark.parametrize("seed", range(3))

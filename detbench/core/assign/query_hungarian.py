@@ -15,6 +15,7 @@ from detbench.core.assign.hungarian import probability_cost
 from detbench.core.boxes import cxcywh_to_xyxy, query_giou
 from detbench.core.losses.align import alignment_quality, rank_within
 from detbench.core.losses.quality import stretch
+from detbench.core.losses.sized import object_sides
 from detbench.core.supervise import QuerySupervision
 from detbench.core.types import Matches
 
@@ -46,7 +47,10 @@ def query_cost(rule: QueryHungarian, predictions: QueryPredictions, targets: Tar
     planes = torch.cat([predictions.pred_boxes, cxcywh_to_xyxy(predictions.pred_boxes)], -1).movedim(-1, 0)
     pred = planes.contiguous().index_select(1, targets.image_idx)
     target = targets.cxcywh
-    bbox_cost = (pred[:4] - target.T[..., None]).abs().sum(0)
+    distance = (pred[:4] - target.T[..., None]).abs()
+    if rule.sized_bbox:
+        distance = distance * _mean_side_over_side(targets).T.repeat(2, 1)[..., None]
+    bbox_cost = distance.sum(0)
     giou = query_giou(pred[4:].movedim(0, -1), cxcywh_to_xyxy(target)[:, None], eps=rule.iou_eps)
     # Only the object's own class is looked at, so the logits are gathered before any arithmetic.
     prob = predictions.pred_logits.transpose(1, 2)[targets.image_idx, targets.labels].sigmoid()
@@ -54,6 +58,14 @@ def query_cost(rule: QueryHungarian, predictions: QueryPredictions, targets: Tar
         prob = prob * _position(giou, targets) ** rule.position_power
     class_cost = probability_cost(prob, alpha=rule.focal_alpha, gamma=rule.focal_gamma, eps=rule.focal_eps)
     return rule.cost_class * class_cost + rule.cost_bbox * bbox_cost - rule.cost_giou * giou
+
+
+def _mean_side_over_side(targets: Targets) -> Tensor:
+    """(M, 2) mean width over width and mean height over height, the means those of the image's objects (spec 6.3)."""
+    sides = object_sides(targets, min_side=1.0)
+    of_image = sides.new_zeros(len(targets.counts), 2).index_add_(0, targets.image_idx, sides)
+    counts = torch.tensor(targets.counts, dtype=sides.dtype, device=sides.device)
+    return (of_image / counts[:, None])[targets.image_idx] / sides
 
 
 def _position(giou: Tensor, targets: Targets) -> Tensor:
