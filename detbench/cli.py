@@ -411,6 +411,29 @@ def convert_data(
     _say(f"{sum(done.images.values())} images with {sum(done.boxes.values())} boxes written to {target}")
 
 
+@data_app.command("split")
+def split_data(
+    folder: Annotated[Path, typer.Argument(help="A folder of data in COCO's format.")],
+    labelled: Annotated[float, typer.Option(help="Percent of the training images that are labelled.")],
+    folds: Annotated[int, typer.Option(min=1, help="How often to draw them, with seeds 1, 2, ...")] = 5,
+    offset: Annotated[
+        int, typer.Option(min=0, max=2**31, help="Added to the seeds; another one draws others.")
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write a file into this folder instead of printing.")
+    ] = None,
+) -> None:
+    """Draw which training images are labelled where only some are (COCO-partial), as JSON with their ids."""
+    from detbench.data.labelled import draw_folds, write
+
+    drawn = draw_folds(folder, percent=labelled, folds=folds, offset=offset)
+    if out is None:
+        _print_json(drawn.tree())
+    else:
+        path = write(drawn, out)
+        _say(f"{len(drawn.labelled[0])} of {drawn.num_images} images drawn {folds} times, written to {path}")
+
+
 @bench_app.command()
 def cost(
     patterns: Patterns,
