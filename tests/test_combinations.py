@@ -160,6 +160,11 @@ def test_what_a_paper_puts_together_is_accepted(changes: dict[str, Any]) -> None
             "branches.encoder.assigner: 'query_iou' needs detector.queries.kind = 'proposals'",
         ),
         (
+            {"branches.decoder.losses.bbox.weigh_by": "match"},
+            "branches.decoder.losses.bbox.weigh_by: 'match' needs an assigner that weighs its pairs: query_hungarian "
+            "with a rank, or sparse_correspondence; found 'query_hungarian'",
+        ),
+        (
             {"test.postprocess.quality": "product"},
             "test.postprocess.quality: 'product' needs detector.quality_head = true",
         ),

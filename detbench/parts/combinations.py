@@ -35,6 +35,7 @@ def problems_of(experiment: Experiment) -> Iterator[str]:
         case Query():
             yield from _query(experiment.detector, experiment.branches, test=experiment.test.branch)
     yield from _quality(experiment)
+    yield from _pair_weights(experiment.branches)
     if experiment.init is not None and experiment.init.source is not None:
         yield from _across_runs(experiment, experiment.init.source, experiment.init)
 
@@ -164,6 +165,20 @@ def _probe(name: str, branch: Branch) -> Iterator[str]:
     for loss_name, loss in branch.losses.items():
         if loss.kind == "correspondence" and not has_probe:
             yield f"branches.{name}.losses.{loss_name}: 'correspondence' needs a decoder output with a probe"
+
+
+def _pair_weights(branches: dict[str, Branch]) -> Iterator[str]:
+    """Losses that ask for weights of pairs which their branch's assigner doesn't give."""
+    for name, branch in branches.items():
+        assigner = branch.assigner
+        ranked = assigner.kind == "query_hungarian" and assigner.rank is not None
+        for loss_name, loss in branch.losses.items():
+            asks = getattr(loss, "weigh_by", "one") == "match"
+            if asks and not ranked and assigner.kind != "sparse_correspondence":
+                yield (
+                    f"branches.{name}.losses.{loss_name}.weigh_by: 'match' needs an assigner that weighs its pairs: "
+                    f"query_hungarian with a rank, or sparse_correspondence; found '{assigner.kind}'"
+                )
 
 
 # What decides the shapes and the meaning of a module's weights, below `detector`.
