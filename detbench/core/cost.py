@@ -46,7 +46,7 @@ def count(detector: Detector, *, height: int, width: int, branches: Sequence[str
 
     counted = (nn.ReLU, nn.GroupNorm, nn.BatchNorm2d, FrozenBatchNorm2d)
     hooks = [m.register_forward_hook(add) for m in detector.modules() if isinstance(m, counted)]
-    state = {k: v.to("meta") for k, v in [*detector.named_parameters(), *detector.named_buffers()]}
+    state = {k: v.detach().to("meta") for k, v in [*detector.named_parameters(), *detector.named_buffers()]}
     image = torch.empty(1, 3, height, width, device="meta", dtype=next(detector.neck.parameters()).dtype)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

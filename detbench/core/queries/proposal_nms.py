@@ -37,7 +37,8 @@ def select_after_nms(
     best = scores.topk(num, 1).indices
     place, level = _best_of_levels(scores, level_sizes, rule.per_level)
     num_images, num_candidates = place.shape
-    if num_candidates < num:
+    # Meta tensors, with which costs are counted, have no values to suppress by; any choice costs the same.
+    if num_candidates < num or scores.is_meta:
         return best
     score = scores.gather(1, place)
     box = cxcywh_to_xyxy(boxes).clamp(0, 1).gather(1, place[..., None].expand(-1, -1, 4))
