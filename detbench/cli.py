@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from detbench import __version__
-from detbench.errors import BatchFailed, BudgetRefused, DetbenchError, Interrupted, RunFailed
+from detbench.errors import BatchFailed, BudgetRefused, DetbenchError, GateFailed, Interrupted, RunFailed
 
 if TYPE_CHECKING:
     from detbench.recipes import Context, Recipe, Row
+    from detbench.report import Collected
     from detbench.store import Store
     from detbench.workers import Outcome
 
@@ -102,6 +103,7 @@ BudgetOption = Annotated[
     float | None, typer.Option(help="Refuse (exit 5) when the estimate exceeds so many minutes of one core.")
 ]
 DEFAULT_RUNS = Path("runs")
+DEFAULT_RECORDS = Path("results")
 
 
 def main() -> None:
@@ -294,6 +296,17 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write page, tables and plots into this folder.")
     ] = None,
+    gate: Annotated[
+        bool,
+        typer.Option(
+            "--gate",
+            help="Exit 3 when a claim that the records call supported no longer is, or a number measured at paper "
+            "scale misses the reported one by more than its tolerance.",
+        ),
+    ] = False,
+    records: Annotated[
+        Path, typer.Option(help="The folder of records that --gate goes by.")
+    ] = DEFAULT_RECORDS,
     runs: StoreOption = DEFAULT_RUNS,
     as_json: JsonOption = False,
 ) -> None:
@@ -303,7 +316,7 @@ def report(
     """
     from detbench.report import collect, render, write_site
 
-    if patterns and len(patterns) == 1 and (folder := _store(runs).find(patterns[0])):
+    if not gate and patterns and len(patterns) == 1 and (folder := _store(runs).find(patterns[0])):
         from detbench.report import run_page, run_report
 
         found = run_report.examine(folder)
@@ -315,11 +328,16 @@ def report(
     collected = collect(_store(runs), patterns or None, scale=scale.value if scale else None)
     if not collected:
         _say(f"{runs}: no finished run to report; `detbench run quickstart` makes some")
+    missed = _missed(collected, records) if gate else None
     if output is not None:
         page = write_site(collected, output)
         _say(f"report written to {page}")
+    elif missed is not None and as_json:
+        _fail(missed, {"tables": json.loads(render(collected, "json"))})
     else:
         print(render(collected, "json" if as_json else format.value), end="")
+    if missed is not None:
+        raise missed
 
 
 @app.command("runs")
@@ -546,6 +564,17 @@ def _failure(outcomes: Sequence[Outcome]) -> DetbenchError | None:
     lines = [f"{outcome.cell.label}, seed {outcome.cell.seed}: {outcome.message}" for outcome in failed]
     kind = RunFailed if len(outcomes) == len(failed) else BatchFailed
     return kind(f"{len(failed)} of {len(outcomes)} runs failed:\n" + "\n".join(lines))
+
+
+def _missed(collected: Sequence[Collected], records: Path) -> GateFailed | None:
+    """What the gate stops. Of no run at all it stops everything: nothing was held to anything."""
+    from detbench.report import misses
+
+    found = misses(collected, records) if collected else ["no finished run to hold to the records"]
+    if not found:
+        _say(f"gate passed: {len(collected)} table{'s' if len(collected) != 1 else ''} held to {records}")
+        return None
+    return GateFailed("\n".join(["the gate failed:", *found]))
 
 
 @contextlib.contextmanager

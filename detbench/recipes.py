@@ -47,6 +47,8 @@ class Head:
         base: the file under recipes/_base/ its rows start from.
         needs: parts that don't exist yet, without which no row can run.
         baseline: label of the row that differences are taken to.
+        tolerance: how far a number measured at paper scale may be from the reported one, by metric, where it is not
+            the usual (report/gate.py).
         plots: what to draw: "convergence", "losses", "sizes", "loss:<branch>.<loss>", "alignment".
     """
 
@@ -61,6 +63,7 @@ class Head:
     base: str = ""
     needs: tuple[str, ...] = ()
     baseline: str = ""
+    tolerance: dict[str, float] = Field(default_factory=dict)
     plots: tuple[str, ...] = ("convergence", "losses", "sizes")
 
 
@@ -139,18 +142,23 @@ class Claim:
         text: the claim in our own words.
         place: where the paper makes it.
         metric: the column it is about.
-        kind: "order" (rows from best to worst), "at_least" (first row minus second row >= margin), "best" (the first
-            of rows is best), "monotone" (along rows as listed, upwards).
-        rows: labels.
-        margin: in the metric's unit.
+        kind: "sign" (first row minus second is above zero, or below it), "at_least" (first row minus second row >=
+            margin), "order" (rows from best to worst), "best" (the first of rows is best), "monotone" (along rows as
+            listed, upwards).
+        rows: labels; two of them for "sign" and "at_least".
+        margin: of "at_least", in the metric's unit.
+        sign: of "sign".
+        note: what to know of it, such as that the paper's own numbers contradict it.
     """
 
     text: str
     place: str
     metric: str = "AP"
-    kind: Literal["order", "at_least", "best", "monotone"] = "order"
+    kind: Literal["sign", "at_least", "order", "best", "monotone"] = "order"
     rows: tuple[str, ...]
     margin: float = 0.0
+    sign: Literal["+", "-"] = "+"
+    note: str = ""
 
 
 @part
@@ -509,6 +517,7 @@ def _load_file(path: Path, name: str) -> Recipe:
                     "nothing but value and label"
                 )
     for claim in text.claim:
+        problems += [f"{name}, claim '{claim.text}': {problem}" for problem in _claim_problems(claim)]
         problems += [
             f"{name}, claim '{claim.text}': no row is called '{label}'{closest(label, list(rows))}"
             for label in claim.rows
@@ -519,6 +528,11 @@ def _load_file(path: Path, name: str) -> Recipe:
                 f"{name}, claim '{claim.text}': {claim.metric} is no metric of this table"
                 f"{closest(claim.metric, metrics)}"
             )
+    problems += [
+        f"{name}: tolerance: {metric} is no metric of this table{closest(metric, metrics)}"
+        for metric in text.recipe.tolerance
+        if metric not in metrics
+    ]
     if text.recipe.baseline and text.recipe.baseline not in rows:
         problems.append(
             f"{name}: baseline: no row is called '{text.recipe.baseline}'{closest(text.recipe.baseline, list(rows))}"
@@ -544,6 +558,19 @@ def point_row(sweep: Sweep, point: Point) -> Row:
         scale=dict.fromkeys(SCALES, value) if value else {},
         reported=point.reported, needs=point.needs, note=point.note, source=point.source,
     )  # fmt: skip
+
+
+def _claim_problems(claim: Claim) -> Iterator[str]:
+    """What is wrong with a claim by itself."""
+    two = claim.kind in ("sign", "at_least")
+    if len(claim.rows) < 2 or (two and len(claim.rows) > 2):
+        yield f"{claim.kind} compares two rows{'' if two else ' or more'}, not {len(claim.rows)}"
+    if len(set(claim.rows)) < len(claim.rows):
+        yield "a row is named twice"
+    if claim.margin and claim.kind != "at_least":
+        yield f"a margin belongs to at_least, not to {claim.kind}"
+    if claim.sign != "+" and claim.kind != "sign":
+        yield f"a sign belongs to the kind sign, not to {claim.kind}"
 
 
 def _paper_order(head: Head, rows: dict[str, Row]) -> dict[str, Row]:

@@ -7,11 +7,23 @@ from collections.abc import Sequence
 from detbench.report import forms
 from detbench.report.collect import collect
 from detbench.report.forms import Format
+from detbench.report.gate import misses
 from detbench.report.gather import Collected, Entry
 from detbench.report.page import page, write_site
 from detbench.report.table import Table, build
 
-__all__ = ["Collected", "Entry", "Format", "Table", "build", "collect", "page", "render", "write_site"]
+__all__ = [
+    "Collected",
+    "Entry",
+    "Format",
+    "Table",
+    "build",
+    "collect",
+    "misses",
+    "page",
+    "render",
+    "write_site",
+]
 
 
 def render(collections: Sequence[Collected], form: Format) -> str:

@@ -9,12 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detbench.errors import DataError, RecipeError
+from detbench.errors import DataError, RecipeError, StoreError
 from detbench.parts.data import Source
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import canonical, plain
 from detbench.recipes import Context, Recipe, Row, changes, load, resolve, select
 from detbench.report.gather import Collected, Entry
+from detbench.report.sampling import resampled_scores
 from detbench.results import RESULT, read_curve, read_request, read_result
 from detbench.store import Store
 
@@ -120,7 +121,21 @@ def _table(
     entries = [entry(row) for row in recipe.rows.values() if row in rows]
     unlisted = entry(baseline) if baseline is not None and baseline not in rows else None
     name = next((result.data["name"] for e in entries for result in e.results), context.data or "")
+    if sum(len(one.results) == 1 for one in (*entries, unlisted) if one is not None) > 1:
+        entries = [_over_images(store, one) for one in entries]
+        unlisted = None if unlisted is None else _over_images(store, unlisted)
     return Collected(_only(recipe, rows), context.scale, name, context.overrides, entries, unlisted)
+
+
+def _over_images(store: Store, entry: Entry) -> Entry:
+    """A row of one seed with its scores on resampled images; without them where data or detections are gone."""
+    if len(entry.results) != 1:
+        return entry
+    try:
+        return replace(entry, resampled=resampled_scores(store, entry.results[0]))
+    except (DataError, StoreError) as error:
+        print(f"no interval over images for '{entry.row.label}': {error}", file=sys.stderr)
+        return entry
 
 
 def _alignments(folders: Iterable[Path]) -> list[Alignment]:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from detbench.parts.part import plain
-from detbench.report.table import Column, Table, TableCell, TableRow
+from detbench.report.claims import Ruling, Verdict
+from detbench.report.columns import BLANK, Column, interval_text, number_text
+from detbench.report.table import Table, TableCell, TableRow
 from detbench.stats import Estimate
 
 if TYPE_CHECKING:
@@ -23,12 +25,12 @@ if TYPE_CHECKING:
 Format = Literal["terminal", "markdown", "csv", "json", "latex", "html"]
 Part = Literal["measured", "spread", "difference", "interval", "reported"]
 Mark = Callable[[str, "int | None"], str]
-BLANK = "–"
 
 _CSV_HEAD = (
     "table", "row", "state", "seeds", "steps", "metric", "measured", "sd", "low", "high", "count",
     "difference", "difference_low", "difference_high", "difference_count", "reported", "rank", "remark",
 )  # fmt: skip
+_RULING_STYLES: dict[Ruling, str] = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
     "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}",
@@ -94,6 +96,12 @@ def terminal(table: Table, console: Console | None = None) -> str:
         console.print()
         for note in table.notes:
             console.print(Padding(Text(f"• {note}", style="dim"), (0, 0, 0, 1)))
+        if table.verdicts:
+            console.print("\nWhat the paper claims")
+        for verdict in table.verdicts:
+            head = Text.assemble((verdict.ruling, _RULING_STYLES[verdict.ruling]), f"  {claim_text(verdict)}")
+            console.print(Padding(head, (0, 0, 0, 1)))
+            console.print(Padding(Text(verdict.text, style="dim"), (0, 0, 0, 5)))
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
@@ -114,6 +122,12 @@ def markdown(table: Table) -> str:
             label, kind = _heads(row, item, first=i == 0)
             out.append(line([_markdown(label), _markdown(kind), *item.texts]))
     out += ["", *(f"- {_markdown(note)}" for note in table.notes)]
+    if table.verdicts:
+        out += ["", "What the paper claims:", ""]
+    out += [
+        f"- **{verdict.ruling}**: {_markdown(claim_text(verdict))}. {_markdown(verdict.text)}"
+        for verdict in table.verdicts
+    ]
     return "\n".join(out).rstrip() + "\n"
 
 
@@ -198,30 +212,21 @@ def environment() -> jinja2.Environment:
     return templates
 
 
-def number_text(value: float | None, column: Column, *, signed: bool = False) -> str:
-    """A number with its column's digits."""
-    if value is None:
-        return BLANK
-    return f"{value:{'+' if signed else ''}z.{column.decimals}f}"
-
-
 def spread_text(estimate: Estimate, column: Column) -> str:
     """The standard deviation with its column's digits; "" for one seed or a counted column."""
     return "" if estimate.sd is None else number_text(estimate.sd, column)
-
-
-def interval_text(estimate: Estimate, column: Column) -> str:
-    """The interval of a difference; "" for one seed or a counted column."""
-    if estimate.low is None:
-        return ""
-    low, high = (number_text(end, column, signed=True) for end in (estimate.low, estimate.high))
-    return f"[{low}, {high}]"
 
 
 def row_facts(row: TableRow) -> str:
     """What stands beside a row's label: its number of seeds, or why it has none."""
     seeds = f"{len(row.seeds)} seed{'s' if len(row.seeds) != 1 else ''}" if row.seeds else ""
     return "; ".join(filter(None, (seeds, row.remark)))
+
+
+def claim_text(verdict: Verdict) -> str:
+    """A claim with its place in the paper, and what is to be known of it."""
+    claim = verdict.claim
+    return f"{claim.text} ({'; '.join(filter(None, (claim.place, claim.note)))})"
 
 
 @dataclass(frozen=True)

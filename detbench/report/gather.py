@@ -10,6 +10,9 @@ from detbench.recipes import Recipe, Row, Scale, recipes_dir
 from detbench.results import Curve, Result
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from detbench.metrics.alignment import Alignment
 
 State = Literal["measured", "not run", "quoted", "needs"]
@@ -30,6 +33,7 @@ class Entry:
         results: finished runs, by seed.
         curves: one for each result, in the same order.
         alignments: one for each result where the recipe asks for that plot.
+        resampled: metric to the single run's scores on resampled images, in percent; empty with several seeds.
     """
 
     row: Row
@@ -39,6 +43,7 @@ class Entry:
     results: list[Result]
     curves: list[Curve]
     alignments: list[Alignment] = field(default_factory=list)
+    resampled: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def state(self) -> State:

@@ -13,7 +13,7 @@ from detbench import __version__, recipes
 from detbench.parts.part import canonical, digest_of, flatten
 from detbench.recipes import Recipe, slug
 from detbench.report import forms, plots
-from detbench.report.claims import Observation, observe
+from detbench.report.columns import number_text
 from detbench.report.forms import Format
 from detbench.report.gather import Collected, Entry, State, hardware
 from detbench.report.plots import Plot
@@ -36,7 +36,6 @@ class Section:
         table: the numbers.
         entries: the rows' runs.
         plots: its figures.
-        observations: the paper's claims and what was measured of them.
         command: what makes these runs.
         facts: name and value of what holds for the whole section; empty without runs.
     """
@@ -45,7 +44,6 @@ class Section:
     table: Table
     entries: list[Entry]
     plots: list[Plot]
-    observations: list[Observation]
     command: str
     facts: dict[str, str]
 
@@ -126,7 +124,6 @@ def _section(collected: Collected) -> Section:
         table=build(collected),
         entries=collected.entries,
         plots=plots.draw(collected),
-        observations=[observe(collected, claim) for claim in collected.recipe.claims],
         command=command_of(collected),
         facts=_facts([collected]),
     )
@@ -201,7 +198,7 @@ def _seed_numbers(entry: Entry, table: Table) -> list[dict[str, str]]:
     """Seed by seed, each column's number."""
     return [
         {
-            column.metric: forms.number_text(entry.values(column.metric).get(result.seed), column)
+            column.metric: number_text(entry.values(column.metric).get(result.seed), column)
             for column in table.columns
         }
         for result in entry.results

@@ -4,33 +4,15 @@ Its forms (forms.py, the page) take their numbers from here and compute none."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from detbench.recipes import Row
-from detbench.report.gather import Collected, Entry, State, hardware, is_cost
-from detbench.stats import Estimate, mean_interval, paired_difference
-
-_LOWER_IS_BETTER = ("params", "gflops", "mMR", "latency", "loss")
-_DECIMALS = {"params": 2, "gflops": 2, "loss": 3}
-
-
-@dataclass(frozen=True)
-class Column:
-    """One metric.
-
-    Attributes:
-        metric: its name in the recipe.
-        decimals: digits after the point, in every rendering that is read by people.
-        lower_is_better: a smaller number wins.
-        counted: the same for every seed, so it has no spread.
-    """
-
-    metric: str
-    decimals: int
-    lower_is_better: bool
-    counted: bool
+from detbench.recipes import Row, Scale
+from detbench.report.claims import Verdict, judge
+from detbench.report.columns import Column, column_of, difference, number_text
+from detbench.report.gather import Collected, Entry, State, hardware
+from detbench.stats import Estimate, mean_interval, smallest_detectable_difference
 
 
 @dataclass(frozen=True)
@@ -40,7 +22,7 @@ class TableCell:
     Attributes:
         measured: over the seeds; None where nothing was measured.
         reported: by the paper; None where it prints none.
-        difference: measured minus the baseline row's, paired over the seeds both have.
+        difference: measured minus the baseline row's, paired over the seeds both have; with one seed, over images.
         rank: 1 best, 2 second best of the measured rows at the digits shown; ties share a rank.
     """
 
@@ -80,22 +62,28 @@ class Table:
     Attributes:
         name: the recipe's, such as "date/table5".
         title: what it is about.
+        scale: the overlay its runs share.
+        data: name of the data set they were trained and tested on; "" where nothing is measured.
         caption: scale, data, length and seeds in one line.
         hardware: machines the runs were made on.
         baseline: label of the row that differences are taken to; "" for none.
         columns: metrics in the paper's order.
         rows: in the paper's order.
         notes: what must be known to read the numbers.
+        verdicts: on the paper's claims about it.
     """
 
     name: str
     title: str
+    scale: Scale
+    data: str
     caption: str
     hardware: tuple[str, ...]
     baseline: str
     columns: tuple[Column, ...]
     rows: tuple[TableRow, ...]
     notes: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
 
 
 def build(collected: Collected) -> Table:
@@ -109,7 +97,7 @@ def build(collected: Collected) -> Table:
             state=entry.state,
             seeds=tuple(result.seed for result in entry.results),
             steps=entry.results[0].steps if entry.results else None,
-            remark=_remark(entry),
+            remark=_remark(entry, cells),
             changes=entry.changes,
             cells=cells,
         )
@@ -118,12 +106,15 @@ def build(collected: Collected) -> Table:
     return Table(
         name=collected.name,
         title=head.title,
+        scale=collected.scale,
+        data=collected.data_name,
         caption=_caption(collected),
         hardware=tuple(collected.distinct(hardware)),
         baseline=head.baseline,
         columns=columns,
         rows=rows,
-        notes=tuple(_notes(collected)),
+        notes=tuple(_notes(collected, rows, columns)),
+        verdicts=judge(collected),
     )
 
 
@@ -138,16 +129,6 @@ def uncontrolled(entry: Entry, baseline: Row) -> list[str]:
     return [key for key in entry.changes if not any(_touches(key, other) for other in declared)]
 
 
-def column_of(metric: str) -> Column:
-    """How a metric is shown and compared."""
-    return Column(
-        metric=metric,
-        decimals=next((digits for start, digits in _DECIMALS.items() if metric.startswith(start)), 1),
-        lower_is_better=metric.startswith(_LOWER_IS_BETTER),
-        counted=is_cost(metric),
-    )
-
-
 def _cells(collected: Collected, column: Column) -> list[TableCell]:
     baseline = collected.baseline
     estimates = [_estimate(entry, column) for entry in collected.entries]
@@ -156,7 +137,7 @@ def _cells(collected: Collected, column: Column) -> list[TableCell]:
         TableCell(
             measured=estimate,
             reported=entry.row.reported.get(column.metric),
-            difference=None if baseline is None else _difference(entry, baseline, column),
+            difference=None if baseline is None or entry is baseline else difference(entry, baseline, column),
             rank=rank,
         )
         for entry, estimate, rank in zip(collected.entries, estimates, ranks, strict=True)
@@ -170,16 +151,6 @@ def _estimate(entry: Entry, column: Column) -> Estimate | None:
     return mean_interval(values[:1] if column.counted else values)
 
 
-def _difference(entry: Entry, baseline: Entry, column: Column) -> Estimate | None:
-    own, base = entry.values(column.metric), baseline.values(column.metric)
-    seeds = [seed for seed in own if seed in base]
-    if not seeds or entry is baseline:
-        return None
-    if column.counted:
-        seeds = seeds[:1]
-    return paired_difference([own[seed] for seed in seeds], [base[seed] for seed in seeds])
-
-
 def _ranks(shown: list[float | None], column: Column) -> list[int | None]:
     """1 for the best, 2 for the second best of at least two different numbers."""
     order = sorted({value for value in shown if value is not None}, reverse=not column.lower_is_better)
@@ -189,7 +160,7 @@ def _ranks(shown: list[float | None], column: Column) -> list[int | None]:
     return [None if value is None else marks.get(value) for value in shown]
 
 
-def _remark(entry: Entry) -> str:
+def _remark(entry: Entry, cells: Sequence[TableCell]) -> str:
     remarks = []
     match entry.state:
         case "needs":
@@ -198,6 +169,8 @@ def _remark(entry: Entry) -> str:
             remarks.append("quoted from the paper, never run")
         case "not run":
             remarks.append("not run")
+    if any(cell.difference and cell.difference.over == "images" for cell in cells):
+        remarks.append("interval over images only")
     if entry.row.note:
         remarks.append(entry.row.note)
     if entry.row.source != "paper":
@@ -219,13 +192,14 @@ def _caption(collected: Collected) -> str:
     )
 
 
-def _notes(collected: Collected) -> Iterable[str]:
+def _notes(collected: Collected, rows: Sequence[TableRow], columns: Sequence[Column]) -> Iterable[str]:
     results = collected.results
     if collected.recipe.head.note:
         yield collected.recipe.head.note
     if not results:
         return
     yield from _spread_notes(collected)
+    yield from _difference_notes(collected, rows, columns)
     if collected.scale != "paper":
         paper = f" on {collected.recipe.head.dataset}" if collected.recipe.head.dataset else ""
         yield (
@@ -257,6 +231,39 @@ def _spread_notes(collected: Collected) -> Iterable[str]:
         )
     if 1 in counts:
         yield "A single seed says nothing about the spread between seeds: small differences may be chance."
+
+
+def _difference_notes(
+    collected: Collected, rows: Sequence[TableRow], columns: Sequence[Column]
+) -> Iterable[str]:
+    """How sure the differences to the baseline are, and how small a one the seeds could have shown."""
+    differences = [cell.difference for row in rows for cell in row.cells if cell.difference]
+    if any(found.over == "images" for found in differences):
+        images = collected.results[0].data["num_val"]
+        yield (
+            "Of rows with one seed, the interval of the difference is a 95 % bootstrap over the "
+            f"{images:,} validation images, the same resampled images for both rows. It holds the two trained "
+            "models fixed: image sampling only, no training noise."
+        )
+    for i, column in enumerate(columns):
+        detectable = [
+            f"{row.label} {number_text(smallest, column)}"
+            for row in rows
+            if (smallest := _smallest_detectable(row.cells[i].difference, column)) is not None
+        ]
+        if detectable:
+            yield (
+                f"Smallest true difference to the baseline in {column.metric} that so many seeds would find "
+                f"(80 % power, two-sided test at 5 %, spread as measured): {'; '.join(detectable)}."
+            )
+            return
+
+
+def _smallest_detectable(found: Estimate | None, column: Column) -> float | None:
+    """For a difference over two seeds at least, of a number that is measured."""
+    if found is None or found.sd is None or found.over == "images" or column.counted:
+        return None
+    return smallest_detectable_difference(found.sd, found.count)
 
 
 def _fairness_notes(collected: Collected) -> Iterable[str]:

@@ -1,79 +1,214 @@
-"""A claim is counted seed by seed, and never called more than that."""
+"""A verdict on a claim: tested over seeds, adjusted over the table, and never on one seed."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from detbench.recipes import Claim
-from detbench.report.claims import observe
+from detbench.report.claims import Verdict, judge
 from detbench.report.gather import Collected
+from detbench.report.table import build
 
-ROWS = ("Baseline (OneNet)", "DATE-R (Ours)", "DATE-F (Ours)")
+A, B, C = "Baseline (OneNet)", "DATE-R (Ours)", "DATE-F (Ours)"
+
+Judge = Callable[..., Verdict]
+
+
+def with_values(collect, values: dict[str, Sequence[float]], claims: Sequence[Claim]) -> Collected:
+    """date/table5 with these APs, seed by seed, and these claims."""
+    collected = collect("date/table5", {label: range(len(numbers)) for label, numbers in values.items()})
+    for label, numbers in values.items():
+        results = collected.entry(label).results
+        for i, number in enumerate(numbers):
+            results[i] = replace(results[i], metrics={"AP": float(number)})
+    return replace(collected, recipe=replace(collected.recipe, claims=tuple(claims)))
+
+
+def claim(kind: str, *rows: str, **more) -> Claim:
+    return Claim(text="", place="", kind=kind, rows=rows, **more)
 
 
 @pytest.fixture
-def measured(collect) -> Collected:
-    """Three rows of three seeds with AP 30 31 32, 31 31 31, 33 30 34."""
-    collected = collect("date/table5", dict.fromkeys(ROWS, (0, 1, 2)))
-    for label, values in zip(ROWS, ((30, 31, 32), (31, 31, 31), (33, 30, 34)), strict=True):
-        entry = collected.entry(label)
-        for i, value in enumerate(values):
-            entry.results[i] = replace(entry.results[i], metrics={"AP": float(value)})
-    return collected
+def judged(collect) -> Judge:
+    """The verdict on the only claim of a table."""
+
+    def one(values: dict[str, Sequence[float]], only: Claim) -> Verdict:
+        return judge(with_values(collect, values, [only]))[0]
+
+    return one
+
+
+UP = {A: (30, 31, 32), B: (32, 33.1, 33.9), C: (34, 35.1, 36.2)}  # each seed, each step up by about two
 
 
 @pytest.mark.parametrize(
-    ("kind", "rows", "margin", "holds"),
+    ("made", "ruling"),
     [
-        ("at_least", (ROWS[2], ROWS[0]), 0.0, 2),  # +3, -1, +2
-        ("at_least", (ROWS[2], ROWS[0]), 2.5, 1),
-        ("at_least", (ROWS[1], ROWS[0]), 0.0, 2),  # +1, 0, -1: a tie is at least 0
-        ("best", (ROWS[2], ROWS[0], ROWS[1]), 0.0, 2),
-        ("order", (ROWS[2], ROWS[1], ROWS[0]), 0.0, 1),  # 33 31 30; 30 31 31; 34 31 32
-        ("monotone", ROWS, 0.0, 1),  # 30 31 33; 31 31 30; 32 31 34
+        (claim("sign", B, A), "supported"),
+        (claim("sign", A, B), "contradicted"),
+        (claim("sign", A, B, sign="-"), "supported"),
+        (claim("at_least", B, A, margin=1.5), "supported"),
+        (claim("at_least", B, A, margin=2.0), "undecided"),
+        (claim("at_least", B, A, margin=2.5), "contradicted"),
+        (claim("at_least", A, B, margin=-2.5), "supported"),
+        (claim("order", C, B, A), "supported"),
+        (claim("order", C, A, B), "contradicted"),
+        (claim("best", C, A, B), "supported"),
+        (claim("best", B, A, C), "contradicted"),
+        (claim("monotone", A, B, C), "supported"),
+        (claim("monotone", A, C, B), "contradicted"),
     ],
 )
-def test_a_claim_is_counted_over_the_seeds(measured, kind, rows, margin, holds):
-    seen = observe(measured, Claim(text="", place="", kind=kind, rows=rows, margin=margin))
-    assert (seen.holds, seen.seeds) == (holds, 3)
-    assert seen.text.endswith(f"As claimed on {holds} of 3 seeds.")
-    assert seen.tone == "some"
+def test_clear_differences_decide_a_claim_of_every_kind(judged: Judge, made: Claim, ruling: str):
+    verdict = judged(UP, made)
+    assert verdict.ruling == ruling
+    assert verdict.seeds == 3
+    assert bool(verdict.decided_by) == (ruling == "undecided")
 
 
-def test_a_difference_is_shown_with_its_interval(measured):
-    seen = observe(measured, Claim(text="", place="", kind="at_least", rows=(ROWS[2], ROWS[0])))
-    assert seen.text.startswith("+1.3 AP [-3.8, +6.5]")  # sd 2.0817, t 4.3027, over the root of 3
-
-
-def test_one_seed_decides_nothing(collect):
-    collected = collect("date/table5", 1)
-    for claim in collected.recipe.claims:
-        seen = observe(collected, claim)
-        assert seen.tone == "open"
-        assert "decides nothing" in seen.text
-        assert "supported" not in seen.text
-
-
-def test_a_row_without_runs_leaves_a_claim_open(collect):
-    collected = collect("date/table5", {"Baseline (OneNet)": (0,)})
-    seen = observe(collected, collected.recipe.claims[0])
-    assert seen.missing == ("Baseline (OneNet), POTO",)
-    assert seen.text == "Not measured yet: Baseline (OneNet), POTO."
-    assert seen.tone == "open"
-
-
-def test_a_counted_column_needs_one_run(collect):
-    collected = collect("date/table8", 1)
-    by_text = {claim.text: observe(collected, claim) for claim in collected.recipe.claims}
-    assert {seen.tone for seen in by_text.values()} == {"all"}
-    assert all(seen.text.endswith(". As claimed.") for seen in by_text.values())
-
-
-def test_fewer_parameters_come_first_in_an_order(collect):
-    collected = collect("date/table8", 1)
-    rows = ("DATE-F (Ours), infer", "DATE-F (Ours), train")
-    assert observe(collected, Claim(text="", place="", metric="params_m", kind="order", rows=rows)).holds == 1
-    assert (
-        observe(collected, Claim(text="", place="", metric="params_m", kind="best", rows=rows[::-1])).holds
-        == 0
+def test_a_sign_is_tested_as_scipy_tests_it(judged: Judge):
+    values = {A: (30, 31, 32, 30.5), B: (31, 31.5, 32.1, 32)}
+    verdict = judged(values, claim("sign", B, A))
+    differences = np.subtract(values[B], values[A])
+    assert verdict.p_for == pytest.approx(
+        scipy_stats.ttest_1samp(differences, 0, alternative="greater").pvalue
     )
+    assert verdict.p_against == pytest.approx(
+        scipy_stats.ttest_1samp(differences, 0, alternative="less").pvalue
+    )
+
+
+def test_every_contrast_must_be_significant_for_support_and_one_for_contradiction(judged: Judge):
+    values = {A: (30, 31, 32), B: (30.1, 31.3, 31.9), C: (34, 35.1, 36.2)}  # A and B are close
+    verdict = judged(values, claim("order", C, B, A))
+    assert verdict.ruling == "undecided"
+    assert verdict.p_for == max(
+        judged(values, claim("sign", C, B)).p_for, judged(values, claim("sign", B, A)).p_for
+    )
+    assert judged(values, claim("best", A, B, C)).ruling == "contradicted"
+    against = judged(values, claim("sign", A, C)).p_against
+    assert judged(values, claim("best", A, B, C)).p_against == pytest.approx(2 * against)
+
+
+def test_p_values_are_adjusted_over_the_claims_of_the_table(collect):
+    values = {A: (30, 31, 32), B: (31, 32.5, 32.9), C: (34, 35.1, 36.2)}
+    weak, strong = claim("sign", B, A), claim("sign", C, A)
+    alone = judge(with_values(collect, values, [weak]))[0]
+    both = judge(with_values(collect, values, [weak, strong, claim("sign", C, B)]))
+    assert (alone.ruling, both[0].ruling) == ("supported", "supported")
+    assert both[0].p_for == alone.p_for  # the largest of three stays as it is
+    strongest = judge(with_values(collect, values, [strong]))[0].p_for
+    assert both[1].p_for == pytest.approx(3 * strongest)
+    assert "Holm over 3 claims" in both[0].text
+
+
+def test_a_claim_that_one_test_would_support_may_not_survive_ten(collect):
+    values = {A: (30, 31, 32), B: (31, 32.5, 32.9)}
+    many = [claim("sign", B, A)] + [claim("sign", B, A, sign="-")] * 9
+    verdicts = judge(with_values(collect, values, many))
+    assert verdicts[0].p_for == pytest.approx(10 * judge(with_values(collect, values, many[:1]))[0].p_for)
+    assert verdicts[0].ruling == "undecided"
+
+
+def test_an_undecided_claim_says_how_many_more_seeds_would_decide_it(judged: Judge):
+    # Differences 1.0, 0.0, 2.0: mean 1, sd 1; an effect of one sd needs 8 pairs at 5 % and 80 % power (G*Power).
+    verdict = judged({A: (30, 31, 32), B: (31, 31, 34)}, claim("sign", B, A))
+    assert verdict.ruling == "undecided"
+    assert "5 more seeds (8 in all) would support it with 80% probability" in verdict.decided_by
+    other = judged({A: (30, 31, 32), B: (31, 31, 34)}, claim("sign", A, B))
+    assert "5 more seeds (8 in all) would contradict it" in other.decided_by
+
+
+@pytest.mark.parametrize("third", [32.0, 32.001])
+def test_where_there_is_next_to_no_difference_no_number_of_seeds_decides(judged: Judge, third: float):
+    verdict = judged({A: (30, 31, 32), B: (31, 30, third)}, claim("sign", B, A))
+    assert verdict.decided_by == "At this difference no number of seeds up to 1,000 would decide it."
+
+
+def test_a_row_compared_with_its_own_run_is_undecided_in_sign_and_at_least_as_good_within_a_margin(
+    judged: Judge,
+):
+    same = {A: (30, 31, 32), B: (30, 31, 32)}
+    assert judged(same, claim("sign", B, A)).ruling == "undecided"
+    assert judged(same, claim("at_least", B, A, margin=-0.5)).ruling == "supported"
+
+
+def test_one_seed_decides_nothing_and_shows_what_other_images_would_do(collect):
+    collected = with_values(collect, {A: (30,), B: (33,)}, [claim("sign", B, A)])
+    verdict = judge(collected)[0]
+    assert verdict.ruling == "undecided"
+    assert verdict.text.startswith("+3.0 AP with one seed.")
+    assert "needs two at least" in verdict.decided_by
+    samples = np.linspace(-1, 1, 1001)
+    entries = [
+        replace(entry, resampled={"AP": entry.results[0].metrics["AP"] + scale * samples})
+        for entry in collected.entries
+        if entry.results
+        for scale in (1 if entry.row.label == A else 3,)
+    ]
+    verdict = judge(replace(collected, entries=entries))[0]
+    assert verdict.text.startswith("+3.0 AP [+1.1, +4.9] with one seed (in brackets: over other images")
+    assert verdict.ruling == "undecided"
+
+
+def test_a_row_without_runs_leaves_a_claim_undecided(collect):
+    collected = collect("date/table5", {A: (0, 1)})
+    verdict = judge(collected)[0]
+    assert verdict.ruling == "undecided"
+    assert verdict.text == (
+        "Not measured: Baseline (OneNet), POTO (not run). Runs of these rows would decide it."
+    )
+
+
+def test_rows_without_a_common_seed_leave_a_claim_undecided(judged: Judge, collect):
+    collected = with_values(collect, {A: (30, 31), B: (32, 33)}, [claim("sign", B, A)])
+    entry = collected.entry(B)
+    entry.results[:] = [replace(result, seed=result.seed + 2) for result in entry.results]
+    assert judge(collected)[0].reason == "Its rows have no seed in common."
+
+
+def test_a_claim_about_quoted_rows_is_never_decided_here(collect):
+    collected = collect("align-detr/table1", 0)
+    about_others = next(v for v in judge(collected) if "Focus-DETR" in v.claim.text)
+    assert about_others.ruling == "undecided"
+    assert "quoted rows are never run" in about_others.text
+
+
+def test_a_counted_number_decides_with_one_run(collect):
+    collected = collect("date/table8", 1)
+    assert {verdict.ruling for verdict in judge(collected)} == {"supported"}
+    rows = ("DATE-F (Ours), infer", "DATE-F (Ours), train")
+    claims = [
+        claim("order", *rows, metric="params_m"),
+        claim("best", *rows[::-1], metric="params_m"),
+        claim("sign", *rows, metric="params_m", sign="-"),
+        claim("sign", rows[0], "OneNet, infer", metric="params_m"),  # equal numbers have no sign
+    ]
+    verdicts = judge(replace(collected, recipe=replace(collected.recipe, claims=tuple(claims))))
+    assert [v.ruling for v in verdicts] == ["supported", "contradicted", "supported", "contradicted"]
+    assert all(v.text.endswith("the same for every seed.") for v in verdicts)
+    assert all(v.p_for is None for v in verdicts)
+
+
+def test_claims_on_equal_rows_are_seldom_called_supported(collect):
+    rng = np.random.default_rng(0)
+    claims = [claim("sign", B, A), claim("sign", C, A), claim("order", C, B, A), claim("best", A, B, C)]
+    collected = with_values(collect, UP, claims)
+    wrong = 0
+    for _ in range(150):
+        for label in (A, B, C):
+            results = collected.entry(label).results
+            results[:] = [replace(result, metrics={"AP": rng.normal(30, 1)}) for result in results]
+        wrong += any(verdict.ruling == "supported" for verdict in judge(collected))
+    assert wrong / 150 <= 0.08
+
+
+def test_a_table_has_its_verdicts_and_says_what_the_seeds_could_have_shown(collect):
+    table = build(with_values(collect, UP, [claim("sign", B, A)]))
+    assert [verdict.ruling for verdict in table.verdicts] == ["supported"]
+    # Differences of B: 2.0, 2.1, 1.9: sd 0.1; with 3 seeds 80 % power at 5 % two-sided needs 3.26 sd (G*Power).
+    note = next(note for note in table.notes if note.startswith("Smallest true difference"))
+    assert "DATE-R (Ours) 0.3" in note
