@@ -14,7 +14,8 @@ from rich.table import Table
 from detbench.errors import RecipeError
 from detbench.parts.data import Source
 from detbench.parts.part import canonical, plain
-from detbench.recipes import Context, Recipe, Row, resolve
+from detbench.recipe_text import Row
+from detbench.recipes import Context, Recipe, resolve
 
 if TYPE_CHECKING:
     from detbench.engine.cost import Costs

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from detbench.errors import DataError, RecipeError
 from detbench.parts.part import flatten, plain
-from detbench.recipes import Context, Recipe, Row, changes, load, resolve, settings, short, slug
+from detbench.recipe_text import Row
+from detbench.recipes import Context, Recipe, changes, load, resolve, settings, short, slug
 from detbench.results import read_request, read_result
 from detbench.runs import Cell, estimate, progress
 from detbench.store import Store, state_of

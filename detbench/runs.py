@@ -11,7 +11,8 @@ from detbench.errors import RecipeError
 from detbench.parts.data import Source
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import plain
-from detbench.recipes import Context, Recipe, Row, base_of, named_row, resolve
+from detbench.recipe_text import Row
+from detbench.recipes import Context, Recipe, base_of, named_row, resolve
 from detbench.results import REQUEST, read_curve, read_request
 from detbench.store import State, Store, state_of, write_json
 

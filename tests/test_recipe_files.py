@@ -16,7 +16,8 @@ from detbench import recipes
 from detbench.errors import RecipeError
 from detbench.parts.experiment import read_experiment
 from detbench.parts.part import plain, read_part
-from detbench.recipes import SCALES, BaseText, Claim, Context, Recipe, Row, Scale, Sweep
+from detbench.recipe_text import SCALES, BaseText, Claim, Row, Scale, Sweep
+from detbench.recipes import Context, Recipe
 
 ROOT = recipes.recipes_dir()
 NAMES = recipes.names()

@@ -13,7 +13,8 @@ from detbench.errors import RecipeError
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import flatten
 from detbench.parts.training import AdamW, Cosine, Sgd
-from detbench.recipes import SCALES, Context
+from detbench.recipe_text import SCALES
+from detbench.recipes import Context
 
 OWN = """
 [recipe]

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detbench.recipes import Point, Sweep, slug
+from detbench.recipe_text import Point, Sweep
+from detbench.recipes import slug
 from detbench.report.gather import Collected, Entry
 from detbench.results import Curve
 

@@ -15,7 +15,8 @@ from detbench.metrics import crowd
 from detbench.metrics.coco import DetectionTable
 from detbench.parts.data import CrowdHuman, Drawn
 from detbench.parts.experiment import Experiment
-from detbench.recipes import Context, Scale
+from detbench.recipe_text import Scale
+from detbench.recipes import Context
 from detbench.results import DETECTIONS, Result, read_detections
 from detbench.store import Store
 

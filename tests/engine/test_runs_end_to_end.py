@@ -20,6 +20,7 @@ from detbench.engine import machine
 from detbench.engine.run import run_experiment
 from detbench.errors import NonFiniteLoss, RunFailed
 from detbench.metrics import pycoco
+from detbench.recipe_text import Row
 from detbench.recipes import Context
 from detbench.results import DETECTIONS, read_curve, read_detections, read_result
 from detbench.store import CHECKPOINT, ERROR, HELD, PREVIOUS, WEIGHTS, Store
@@ -46,9 +47,9 @@ def do(cell: runs.Cell, cache: Path, **options):
     )  # fmt: skip
 
 
-def distinct_cells() -> list[tuple[str, recipes.Recipe, recipes.Row]]:
+def distinct_cells() -> list[tuple[str, recipes.Recipe, Row]]:
     """One runnable row for each distinct experiment of all recipes."""
-    seen: dict[str, tuple[str, recipes.Recipe, recipes.Row]] = {}
+    seen: dict[str, tuple[str, recipes.Recipe, Row]] = {}
     for recipe, rows in recipes.select(["*"]):
         for row in rows:
             if not row.quoted and not recipe.needs(row):

@@ -11,7 +11,8 @@ import pytest
 
 from detbench import recipes
 from detbench.parts.part import plain
-from detbench.recipes import Context, Recipe, Row
+from detbench.recipe_text import Row
+from detbench.recipes import Context, Recipe
 from detbench.report.gather import Collected, Entry
 from detbench.results import Curve, Result
 

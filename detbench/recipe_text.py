@@ -1,0 +1,191 @@
+"""The shape of a recipe file and of a base file: what may stand where. What it means is said in `recipes`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from detbench.parts.part import part
+
+Scale = Literal["smoke", "cpu", "gpu", "paper"]
+SCALES: tuple[Scale, ...] = ("smoke", "cpu", "gpu", "paper")
+
+
+@part
+class Head:
+    """The [recipe] table: what is reproduced.
+
+    Attributes:
+        paper: short name of the paper; the folder the file stands in.
+        table: the paper's number, such as "table5" or "figure3".
+        kind: "table", "figure", "list", or "demo" and "ablation" for what no paper prints.
+        title: in our own words.
+        dataset: where the reported metrics were measured.
+        schedule: training length that all rows share in the paper, if there is one.
+        metrics: columns, in the paper's order.
+        note: what holds for the whole table.
+        base: the file under recipes/_base/ its rows start from.
+        needs: parts that don't exist yet, without which no row can run.
+        baseline: label of the row that differences are taken to.
+        tolerance: how far a number measured at paper scale may be from the reported one, by metric, where it is not
+            the usual (report/gate.py).
+        plots: what to draw: "convergence", "losses", "sizes", "loss:<branch>.<loss>", "alignment".
+    """
+
+    paper: str
+    table: str
+    kind: Literal["table", "figure", "list", "demo", "ablation"] = "table"
+    title: str
+    dataset: str = ""
+    schedule: str = ""
+    metrics: tuple[str, ...]
+    note: str = ""
+    base: str = ""
+    needs: tuple[str, ...] = ()
+    baseline: str = ""
+    tolerance: dict[str, float] = Field(default_factory=dict)
+    plots: tuple[str, ...] = ("convergence", "losses", "sizes")
+
+
+@part
+class Row:
+    """One row: what it changes, and what the paper reports for it.
+
+    Attributes:
+        label: the paper's words, unique within the table.
+        use: the base's variant this row starts from.
+        set: what the row changes on top of it.
+        scale: changes that hold at one scale only, after that scale's overlay.
+        reported: metric to number; what the paper omits is omitted.
+        quoted: the row is another method's, shown but never run.
+        needs: parts that don't exist yet, without which this row can't run.
+        cost: which cost the columns params_m and gflops mean: the model at inference or in training.
+        note: what to know about the number.
+        source: where the number is from.
+    """
+
+    label: str
+    use: str = ""
+    set: dict[str, Any] = Field(default_factory=dict)
+    scale: dict[Scale, dict[str, Any]] = Field(default_factory=dict)
+    reported: dict[str, float] = Field(default_factory=dict)
+    quoted: bool = False
+    needs: tuple[str, ...] = ()
+    cost: Literal["infer", "train"] = "infer"
+    note: str = ""
+    source: str = "paper"
+
+
+@part
+class Point:
+    """One value of a sweep. `label` names its row; a label that exists already joins that row to the sweep.
+
+    `set` spells the value out where it is a name; else the sweep's key takes the value itself.
+    """
+
+    value: bool | int | float | str
+    label: str
+    set: dict[str, Any] = Field(default_factory=dict)
+    use: str = ""
+    reported: dict[str, float] = Field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    note: str = ""
+    source: str = "paper"
+
+
+@part
+class Sweep:
+    """One parameter over several values.
+
+    Attributes:
+        param: the paper's name of it: what `ablate --param` finds.
+        key: the key path that takes the values; empty where each point has a `set`.
+        series: what tells this sweep from another of the same parameter in the table.
+        use: the variant all points start from.
+        set: what all points change.
+        point: the paper's values.
+    """
+
+    param: str
+    key: str = ""
+    series: str = ""
+    use: str = ""
+    set: dict[str, Any] = Field(default_factory=dict)
+    point: tuple[Point, ...]
+
+
+@part
+class Claim:
+    """One claim of the paper as data.
+
+    Attributes:
+        text: the claim in our own words.
+        place: where the paper makes it.
+        metric: the column it is about.
+        kind: "sign" (first row minus second is above zero, or below it), "at_least" (first row minus second row >=
+            margin), "order" (rows from best to worst), "best" (the first of rows is best), "monotone" (along rows as
+            listed, upwards).
+        rows: labels; two of them for "sign" and "at_least".
+        margin: of "at_least", in the metric's unit.
+        sign: of "sign".
+        note: what to know of it, such as that the paper's own numbers contradict it.
+    """
+
+    text: str
+    place: str
+    metric: str = "AP"
+    kind: Literal["sign", "at_least", "order", "best", "monotone"] = "order"
+    rows: tuple[str, ...]
+    margin: float = 0.0
+    sign: Literal["+", "-"] = "+"
+    note: str = ""
+
+
+@part
+class RecipeText:
+    """A recipe file, checked for shape only."""
+
+    recipe: Head
+    set: dict[str, Any] = Field(default_factory=dict)
+    scale: dict[Scale, dict[str, Any]] = Field(default_factory=dict)
+    row: tuple[Row, ...] = ()
+    sweep: tuple[Sweep, ...] = ()
+    claim: tuple[Claim, ...] = ()
+
+
+@part
+class Variant:
+    """A named change of a base, such as one method of a family, and its overlays for scales."""
+
+    set: dict[str, Any]
+    scale: dict[Scale, dict[str, Any]] = Field(default_factory=dict)
+
+
+@part
+class Reference:
+    """What a run of a base's default variant took where it was measured; what `plan` goes by at first.
+
+    Attributes:
+        seconds_per_step: of training.
+        seconds_per_test: of one evaluation.
+        memory_mb: peak resident memory of the worker.
+        disk_mb: of a finished run's folder.
+        hardware: where.
+    """
+
+    seconds_per_step: float
+    seconds_per_test: float
+    memory_mb: float
+    disk_mb: float
+    hardware: str
+
+
+@part
+class BaseText:
+    """A file under recipes/_base/: the experiment at paper scale, its variants, and its overlay for each scale."""
+
+    base: dict[str, Any]
+    estimate: dict[Scale, Reference] = Field(default_factory=dict)
+    variant: dict[str, Variant] = Field(default_factory=dict)
+    scale: dict[Scale, dict[str, Any]] = Field(default_factory=dict)
