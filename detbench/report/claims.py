@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from detbench.recipes import Claim
+from detbench.recipe_text import Claim
 from detbench.report.columns import Column, column_of, difference, interval_text, number_text
 from detbench.report.gather import Collected
 from detbench.stats import Estimate, holm, one_sided_p, seeds_to_decide
@@ -152,11 +152,14 @@ def _tested(
         ruling = "supported"
     elif p_against < ALPHA:
         ruling = "contradicted"
-    p = {"supported": p_for, "contradicted": p_against, "undecided": min(p_for, p_against)}[ruling]
-    tests = f", Holm over {family} claims" if family > 1 else ""
+    p_text = {
+        "supported": f"{_p_text(p_for)} for it",
+        "contradicted": f"{_p_text(p_against)} against it",
+        "undecided": f"{_p_text(p_for)} for it, {_p_text(p_against)} against it",
+    }[ruling]
     return Verdict(
         claim, ruling, seeds, contrasts, p_for, p_against,
-        reason=f"{_measured(claim, contrasts)} over {seeds} seeds, {_p_text(p)}{tests}.",
+        reason=f"{_measured(claim, contrasts)} over {seeds} seeds, {p_text}.",
         decided_by=_decided_by(contrasts, seeds, family) if ruling == "undecided" else "",
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from detbench.recipes import Row, Scale
+from detbench.recipe_text import Row, Scale
 from detbench.report.claims import Verdict, judge
 from detbench.report.columns import Column, column_of, difference, number_text
 from detbench.report.gather import Collected, Entry, State, hardware
@@ -103,6 +103,7 @@ def build(collected: Collected) -> Table:
         )
         for entry, cells in zip(collected.entries, zip(*by_column, strict=True), strict=True)
     )
+    verdicts = judge(collected)
     return Table(
         name=collected.name,
         title=head.title,
@@ -113,8 +114,8 @@ def build(collected: Collected) -> Table:
         baseline=head.baseline,
         columns=columns,
         rows=rows,
-        notes=tuple(_notes(collected, rows, columns)),
-        verdicts=judge(collected),
+        notes=(*_notes(collected, rows, columns), *_verdict_notes(verdicts)),
+        verdicts=verdicts,
     )
 
 
@@ -257,6 +258,17 @@ def _difference_notes(
                 f"(80 % power, two-sided test at 5 %, spread as measured): {'; '.join(detectable)}."
             )
             return
+
+
+def _verdict_notes(verdicts: Sequence[Verdict]) -> Iterable[str]:
+    """How claims were tested, where any was."""
+    tested = sum(verdict.p_for is not None for verdict in verdicts)
+    if tested:
+        yield (
+            "Verdicts on claims: one-sided t tests of the differences paired over seeds, at 5 %; p-values are "
+            f"adjusted (Holm) for the {tested} claim{'s' if tested > 1 else ''} of this table that "
+            f"{'were' if tested > 1 else 'was'} tested."
+        )
 
 
 def _smallest_detectable(found: Estimate | None, column: Column) -> float | None:
