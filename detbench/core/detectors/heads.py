@@ -67,10 +67,10 @@ class Heads(nn.Module):
     def parameters_of(self, layers: Sequence[int]) -> Iterator[nn.Parameter]:
         """Those that predict for these decoder layers: boxes are passed on from layer to layer, classes aren't."""
         yield from self.box_heads.parameters()
-        for layer in layers:
-            yield from _of_layer(self.class_heads, layer).parameters()
-            if self.quality_heads is not None:
-                yield from _of_layer(self.quality_heads, layer).parameters()
+        for heads in (self.class_heads, self.quality_heads):
+            if heads is not None:
+                for head in dict.fromkeys(_of_layer(heads, layer) for layer in layers):
+                    yield from head.parameters()
 
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         """Those of the first stage."""

@@ -27,7 +27,9 @@ def visibility(
     if num_groups * group_size + num_one_to_many == 0:
         return None
     one_to_one = num_groups
-    members = torch.tensor([*[group_size] * num_groups, num_one_to_one, num_one_to_many], device=device)
-    group = torch.arange(num_groups + 2, device=device).repeat_interleave(members)
-    rows, columns = group.unsqueeze(1), group.unsqueeze(0)
-    return (rows == columns) | ((rows < one_to_one) & (columns == one_to_one))
+    members = [*[group_size] * num_groups, num_one_to_one, num_one_to_many]
+    groups = [group for group, size in enumerate(members) for _ in range(size)]
+    with torch.inference_mode(False):  # a training step saves it for its backward
+        group = torch.tensor(groups, device=device)
+        rows, columns = group.unsqueeze(1), group.unsqueeze(0)
+        return (rows == columns) | ((rows < one_to_one) & (columns == one_to_one))
