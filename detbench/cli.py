@@ -22,7 +22,8 @@ from detbench import __version__
 from detbench.errors import BatchFailed, BudgetRefused, DetbenchError, GateFailed, Interrupted, RunFailed
 
 if TYPE_CHECKING:
-    from detbench.recipes import Context, Recipe, Row
+    from detbench.recipe_text import Row
+    from detbench.recipes import Context, Recipe
     from detbench.report import Collected
     from detbench.store import Store
     from detbench.workers import Outcome
@@ -172,7 +173,8 @@ def validate(
 ) -> None:
     """Resolve every row of recipes at every scale; list all mistakes at once."""
     from detbench import listing
-    from detbench.recipes import SCALES, select
+    from detbench.recipe_text import SCALES
+    from detbench.recipes import select
 
     report = listing.validate(select(patterns or ["*"]), [scale.value] if scale else list(SCALES))
     if as_json:

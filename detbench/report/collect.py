@@ -13,7 +13,8 @@ from detbench.errors import DataError, RecipeError, StoreError
 from detbench.parts.data import Source
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import canonical, plain
-from detbench.recipes import Context, Recipe, Row, changes, load, resolve, select
+from detbench.recipe_text import Row
+from detbench.recipes import Context, Recipe, changes, load, resolve, select
 from detbench.report.gather import Collected, Entry
 from detbench.report.sampling import resampled_scores
 from detbench.results import RESULT, read_curve, read_request, read_result

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from detbench.recipes import Recipe, Row, Scale, recipes_dir
+from detbench.recipe_text import Row, Scale
+from detbench.recipes import Recipe, recipes_dir
 from detbench.results import Curve, Result
 
 if TYPE_CHECKING:
