@@ -52,10 +52,15 @@ def difference(entry: Entry, baseline: Entry, column: Column) -> Estimate | None
     if column.counted:
         seeds = seeds[:1]
     over_seeds = paired_difference([own[seed] for seed in seeds], [base[seed] for seed in seeds])
-    samples = [row.resampled.get(column.metric) for row in (entry, baseline)]
-    if len(seeds) > 1 or samples[0] is None or samples[1] is None:
+    ours, theirs = entry.resampled.get(column.metric), baseline.resampled.get(column.metric)
+    if ours is None or theirs is None or not _on_the_same_images(entry, baseline):
         return over_seeds
-    return bootstrap_interval(over_seeds.mean, samples[0] - samples[1])
+    return bootstrap_interval(over_seeds.mean, ours - theirs)
+
+
+def _on_the_same_images(entry: Entry, baseline: Entry) -> bool:
+    fingerprint, other = (row.results[0].data["fingerprint"] for row in (entry, baseline))
+    return bool(fingerprint == other)
 
 
 def number_text(value: float | None, column: Column, *, signed: bool = False) -> str:

@@ -82,6 +82,15 @@ def test_such_an_interval_is_marked_as_over_images_alone(store: Store) -> None:
     assert {verdict.ruling for verdict in table.verdicts if verdict.claim.metric == "AP"} == {"undecided"}
 
 
+def test_rows_on_other_images_are_not_paired_over_images(store: Store) -> None:
+    collected = collect(store)[0]
+    entry = collected.entry("FCOS")
+    entry.results[:] = [replace(r, data=r.data | {"fingerprint": "another"}) for r in entry.results]
+    found = next(row for row in build(collected).rows if row.label == "FCOS").cells[0].difference
+    assert found is not None
+    assert found.low is None
+
+
 def test_resampled_scores_are_worked_out_once_and_anew_for_other_detections(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
