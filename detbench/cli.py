@@ -35,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Draw, check and convert data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Draw, check, convert and split data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 bench_app = typer.Typer(help="Count and measure without training.", no_args_is_help=True)
