@@ -11,17 +11,8 @@ from typing import Any
 from detbench.errors import RecipeError
 from detbench.overrides import Tree, parse_value
 from detbench.parts.part import canonical, closest, digest_of, plain
-from detbench.recipes import (
-    SCALES,
-    Recipe,
-    Row,
-    Sweep,
-    find_param,
-    load,
-    merge,
-    names,
-    slug,
-)  # fmt: skip
+from detbench.recipe_text import SCALES, Row, Sweep
+from detbench.recipes import Recipe, find_param, load, merge, names, slug
 
 
 @dataclass(frozen=True)
@@ -39,14 +30,14 @@ class Series:
     Attributes:
         param: its name, or the key path.
         name: what tells it from the parameter's other series; "" where there is one.
-        key: the key path that takes the values; "" where rows spell them out.
+        keys: the key paths that take the values; none where rows spell them out.
         steps: the values.
         by_path: nobody names it: its rows change another row, whatever else is changed there.
     """
 
     param: str
     name: str
-    key: str
+    keys: tuple[str, ...]
     steps: tuple[Step, ...]
     by_path: bool = False
 
@@ -129,7 +120,7 @@ def _axis(
     steps = tuple(
         Step(value, _laid_over([under], f"{param}={_text(value)}", {param: value})) for value in values
     )
-    return (Series(param, "", param, steps, by_path=True),)
+    return (Series(param, "", (param,), steps, by_path=True),)
 
 
 def _with_row(recipe: Recipe, sweeps: Sequence[Sweep], params: Sequence[str], row: Row) -> list[Sweep]:
@@ -156,17 +147,17 @@ def _series(recipe: Recipe, sweep: Sweep, values: list[Any] | None) -> Series:
         known = papers.get(_text(value))
         if known is not None:
             steps.append(known)
-        elif sweep.key:
+        elif sweep.keys:
             series = f"{sweep.series}, " if sweep.series else ""
             under = Row(label="", use=sweep.use, set=sweep.set)
             label = f"{series}{sweep.param}={_text(value)}"
-            steps.append(Step(value, _laid_over([under], label, {sweep.key: value})))
+            steps.append(Step(value, _laid_over([under], label, dict.fromkeys(sweep.keys, value))))
         else:
             raise RecipeError(
                 f"ablate: {recipe.name}: '{sweep.param}' has no value '{_text(value)}'; "
                 f"it is one of {', '.join(papers)}"
             )
-    return Series(sweep.param, sweep.series, sweep.key, tuple(steps))
+    return Series(sweep.param, sweep.series, sweep.keys, tuple(steps))
 
 
 def _row_called(recipe: Recipe, name: str) -> Row:
@@ -234,9 +225,9 @@ def _grid(recipe: Recipe, axes: Sequence[Series], start: Row | None) -> list[Row
         pairs = list(zip(axes, steps, strict=True))
         named = [step.row for series, step in pairs if not series.by_path]
         label = ", ".join(f"{series.param}={_text(step.value)}" for series, step in pairs)
+        values = {key: step.value for series, step in pairs for key in series.keys}
         # A kind starts its part afresh, so it comes before what is set in that part.
-        kinds_first = sorted(pairs, key=lambda pair: not pair[0].key.endswith(".kind"))
-        values = {series.key: step.value for series, step in kinds_first if series.key}
+        values = dict(sorted(values.items(), key=lambda item: not item[0].endswith(".kind")))
         rows.append(_laid_over(named or [start or _baseline(recipe)], label, values))
     return rows
 
@@ -250,7 +241,7 @@ def _sweep_tree(series: Series) -> Tree:
         }
         for step in series.steps
     ]
-    return {"param": series.param, "key": series.key, "series": series.name, "point": points}
+    return {"param": series.param, "key": list(series.keys), "series": series.name, "point": points}
 
 
 def _split(text: str, param: str) -> list[Any]:

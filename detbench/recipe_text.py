@@ -100,7 +100,7 @@ class Sweep:
 
     Attributes:
         param: the paper's name of it: what `ablate --param` finds.
-        key: the key path that takes the values; empty where each point has a `set`.
+        key: the key path that takes the values, or several that take the same; empty where each point has a `set`.
         series: what tells this sweep from another of the same parameter in the table.
         use: the variant all points start from.
         set: what all points change.
@@ -108,11 +108,16 @@ class Sweep:
     """
 
     param: str
-    key: str = ""
+    key: str | tuple[str, ...] = ()
     series: str = ""
     use: str = ""
     set: dict[str, Any] = Field(default_factory=dict)
     point: tuple[Point, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All key paths that take the values."""
+        return (self.key,) if isinstance(self.key, str) else self.key
 
 
 @part

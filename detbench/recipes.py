@@ -323,7 +323,7 @@ def _load_file(path: Path, name: str) -> Recipe:
             problems.append(f"{name}: two rows are called '{row.label}'")
         rows[row.label] = row
     for sweep in text.sweep:
-        if not sweep.key and not all(point.set or point.use or point.label in rows for point in sweep.point):
+        if not sweep.keys and not all(point.set or point.use or point.label in rows for point in sweep.point):
             problems.append(f"{name}, sweep '{sweep.param}': give a key, or a set or use for every point")
         for point in sweep.point:
             if point.label not in rows:
@@ -368,8 +368,8 @@ def _load_file(path: Path, name: str) -> Recipe:
 
 
 def point_row(sweep: Sweep, point: Point) -> Row:
-    """The row that one value of a sweep makes. The value of its key holds whatever a scale's overlay says."""
-    value = {sweep.key: point.value} if sweep.key and not point.set else {}
+    """The row that one value of a sweep makes. The value of its keys holds whatever a scale's overlay says."""
+    value = {} if point.set else dict.fromkeys(sweep.keys, point.value)
     return Row(
         label=point.label, use=point.use or sweep.use, set=merge(sweep.set, point.set),
         scale=dict.fromkeys(SCALES, value) if value else {},
