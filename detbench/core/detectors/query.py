@@ -277,8 +277,11 @@ class QueryDetector(nn.Module):
             if self.refinement == "none" or layer + 1 == len(decoder.layers):
                 continue
             if decoder.norm is not None:
-                offset = self.heads.offsets(layer, state)
-            moved = refine(offset, looked_at, eps=eps)
+                moved = refine(self.heads.offsets(layer, state), looked_at, eps=eps)
+            elif reference is looked_at:
+                moved = boxes[-1]
+            else:
+                moved = refine(offset, looked_at, eps=eps)
             looked_at = moved.detach()
             reference = moved if self.refinement == "twice" else looked_at
         return states, boxes

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 def inverse_sigmoid(x: Tensor, *, eps: float) -> Tensor:
     """log(max(x, eps) / max(1 - x, eps)) of x clamped to [0, 1]; undoes the sigmoid between eps and 1 - eps."""
-    x = x.clamp(0, 1)
-    return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
+    return (x.clamp(eps, 1) / (1 - x).clamp(eps, 1)).log()
 
 
 def refine(offset: Tensor, reference: Tensor, *, eps: float) -> Tensor:
@@ -36,7 +35,9 @@ def refine(offset: Tensor, reference: Tensor, *, eps: float) -> Tensor:
         (..., 4) cxcywh.
     """
     logit = inverse_sigmoid(reference, eps=eps)
-    return (offset + F.pad(logit, (0, 4 - logit.shape[-1]))).sigmoid()
+    if logit.shape[-1] == 2:
+        logit = F.pad(logit, (0, 2))
+    return (offset + logit).sigmoid()
 
 
 def xavier_(module: nn.Module) -> None:
