@@ -12,13 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detbench.core.layers.transformer import xavier_
+
 if TYPE_CHECKING:
     from detbench.core.types import QueryPredictions, Targets
     from detbench.parts.branches import GtProbe
 
 
 class ProbeModule(nn.Module):
-    """The probe of one decoder output: one attention for all its layers, or one for each."""
+    """The probe of one decoder output: one attention for all its layers, or one for each.
+
+    The paper doesn't say how its weights start; here all matrices are Xavier-uniform, as the transformer's.
+    """
 
     def __init__(self, part: GtProbe, *, num_classes: int, state_dim: int, num_layers: int) -> None:
         """
@@ -35,6 +40,7 @@ class ProbeModule(nn.Module):
             ProbeAttention(num_classes=num_classes, query_dim=query_dim, dim=part.dim)
             for _ in range(num_layers if part.layers == "separate" else 1)
         )
+        xavier_(self)
 
     def forward(self, predictions: QueryPredictions, targets: Targets) -> Tensor:
         """The correspondence of each object with the queries of its image, layer after layer.
