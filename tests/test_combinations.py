@@ -141,6 +141,20 @@ def test_what_a_paper_puts_together_is_accepted(changes: dict[str, Any]) -> None
             "test.branch: 'decoder' must be a decoder output that holds the last layer",
         ),
         (
+            {
+                "detector.transformer": {"decoder_layers": 1},
+                "branches.inner": {
+                    **branch("decoder"),
+                    "predictor": {"kind": "decoder", "layers": "intermediate"},
+                },
+            },
+            "branches.inner.predictor.layers: a decoder of one layer has no 'intermediate' ones",
+        ),
+        (
+            {"detector.queries.anchor_side": 0.2},
+            "detector.queries.anchor_side: 0.2 on the finest of 4 levels is 1.6 of the image on the coarsest",
+        ),
+        (
             {"branches.dn": branch("denoising")},
             "branches.dn: predictor 'denoising' doesn't go with assigner 'query_hungarian'",
         ),

@@ -115,6 +115,14 @@ def _query(detector: Query, branches: dict[str, Branch], *, test: str) -> Iterat
         yield "detector.refinement: a two-stage detector refines its proposals; expected 'detached' or 'twice'"
     if detector.refinement == "none" and detector.heads == "per_layer":
         yield "detector.heads: without refinement all layers share their heads; expected 'shared'"
+    if detector.queries.kind == "proposals":
+        coarsest = detector.queries.anchor_side * 2 ** (detector.neck.num_levels - 1)
+        if coarsest >= 0.99:
+            yield (
+                f"detector.queries.anchor_side: {detector.queries.anchor_side:g} on the finest of "
+                f"{detector.neck.num_levels} levels is {coarsest:g} of the image on the coarsest, where no token "
+                "could propose anything; it must stay below 0.99"
+            )
     tested = branches.get(test)
     if tested is not None and (
         tested.predictor.kind != "decoder" or tested.predictor.layers == "intermediate"
@@ -131,6 +139,12 @@ def _query(detector: Query, branches: dict[str, Branch], *, test: str) -> Iterat
             )
         if branch.assigner.kind == "query_iou" and not two_stage:
             yield f"branches.{name}.assigner: 'query_iou' needs detector.queries.kind = 'proposals'"
+        if (
+            predictor.kind == "decoder"
+            and predictor.layers == "intermediate"
+            and detector.transformer.decoder_layers == 1
+        ):
+            yield f"branches.{name}.predictor.layers: a decoder of one layer has no 'intermediate' ones"
         yield from _probe(name, branch)
     for kind in ("denoising", "one_to_many"):
         users = [name for name, branch in branches.items() if branch.predictor.kind == kind]
