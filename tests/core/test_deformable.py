@@ -186,10 +186,31 @@ def test_heads_and_queries_laid_out_otherwise_in_memory_change_nothing() -> None
     value, locations, weights = some_inputs(PYRAMID)
     wanted = deformable_attention(value, PYRAMID, locations, weights)
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (value, locations, weights)]
+    assert not strided[0].is_contiguous()
     out = deformable_attention(strided[0], PYRAMID, *strided[1:])
     assert torch.equal(out, wanted)
     inputs = (value, locations, weights)
     for mine, theirs in zip(gradients(out, inputs), gradients(wanted, inputs), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("queries", [0, 1, 3])
+def test_a_gradient_that_is_one_number_everywhere_is_taken(queries: int) -> None:
+    inputs = some_inputs(PYRAMID, heads=1, queries=queries)
+    got = torch.autograd.grad(deformable_attention(inputs[0], PYRAMID, *inputs[1:]).sum(), inputs)
+    reference = deformable_attention_reference(inputs[0], PYRAMID, *inputs[1:])
+    for mine, theirs in zip(got, torch.autograd.grad(reference.sum(), inputs), strict=True):
+        assert_near(mine, theirs, 1e-5)
+
+
+def test_several_passes_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = some_inputs(PYRAMID, batch=3)
+    wanted = deformable_attention(inputs[0], PYRAMID, *inputs[1:])
+    gradients_wanted = gradients(wanted, inputs)
+    monkeypatch.setattr(deformable, "_READS_IN_A_PASS", 1)
+    got = deformable_attention(inputs[0], PYRAMID, *inputs[1:])
+    assert torch.equal(got, wanted)
+    for mine, theirs in zip(gradients(got, inputs), gradients_wanted, strict=True):
         assert torch.equal(mine, theirs)
 
 
