@@ -86,7 +86,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, Q, D) to the same shape."""
-        hidden = self.dropout(F.relu(self.linear1(x)))
+        hidden = self.dropout(F.relu(self.linear1(x), inplace=True))
         out: Tensor = self.norm(x + self.dropout(self.linear2(hidden)))
         return out
 
