@@ -62,9 +62,9 @@ def test_each_stage_has_its_own_rule_and_its_own_suppression(
     }
 
 
-def test_k_is_that_of_both_stages() -> None:
+def test_the_bound_of_balancing_is_that_of_both_stages() -> None:
     recipe = recipes.load("deta/ablations")
-    sweep = next(sweep for sweep in recipe.sweeps if sweep.param == "k")
+    sweep = next(sweep for sweep in recipe.sweeps if sweep.param == "balance")
     for point in sweep.point:
         row = recipes.resolve(recipe, recipe.rows[point.label], Context("cpu"))
         assert {at(row, f"branches.{stage}.assigner.balance") for stage in ("encoder", "decoder")} == {
