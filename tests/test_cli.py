@@ -105,7 +105,7 @@ def test_the_launcher_in_a_clone_is_the_same_command_line():
         (["show", "quickstart/fcso"], ["no row of quickstart is called 'fcso'", "FCOS"]),
         (["ablate", "--param", "alpha"], ["--recipe align-detr/table5", "--recipe match-free/table3"]),
         (["ablate", "--param", "lambda_o2n"], ["did you mean 'lambda_o2", "--recipe"]),
-        (["ablate", "--param", "tau"], ["none of the chosen rows can run", "Align loss"]),
+        (["run", "sized-l1/table4"], ["none of the chosen rows can run", "Co-DETR"]),
         (["ablate"], ["give --param NAME"]),
         (["run", "optim.lr=1"], ["name at least one recipe"]),
         (["report", "quickstart/nope"], ["no row of quickstart is called 'nope'"]),
