@@ -110,8 +110,9 @@ class Supervision(ABC):
                 return self.predictions.pred_boxes.new_ones(())
 
     def _mean_objects(self, copies: int) -> Tensor:
-        objects = float(sum(self.targets.counts) // self.num_layers * copies)
-        return mean_over_processes(self.predictions.pred_boxes.new_tensor(objects)).clamp(min=1)
+        # Processes may offer their objects a different number of times: the mean is of objects (spec 2.8).
+        objects = self.predictions.pred_boxes.new_tensor(float(sum(self.targets.counts) // self.num_layers))
+        return (mean_over_processes(objects) * copies).clamp(min=1)
 
     @cached_property
     def _place(self) -> Tensor:

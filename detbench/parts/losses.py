@@ -7,7 +7,8 @@
     positives_local    sum over this process's images of max(number of positives, 1); not averaged
     centerness         max(mean over processes of the sum of centre-ness targets, 1e-6)
     objects            max(mean over processes of the number of objects, 1), whatever the number of layers
-    copies             the same, each object counted as often as the assigner repeats it (denoising groups, H-DETR)
+    copies             the same, each object counted as often as this process's assigner repeats it (denoising
+                       groups, H-DETR)
     one                nothing: the plain sum
 
 The sum over a query detector's layers is divided once, so that layers add up as in DETR.

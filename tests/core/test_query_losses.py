@@ -249,6 +249,17 @@ def test_normalisers_are_averaged_over_processes(monkeypatch: pytest.MonkeyPatch
     assert s.normaliser("copies").item() == pytest.approx(155)
 
 
+def test_copies_are_this_processs_and_objects_the_mean_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A second process with 15 objects. How often they are offered there, its denoising groups, has no say here.
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda x: x.add_(15))
+    s = supervision()
+    assert s.normaliser("copies").item() == 2 * 10
+    many = replace(s, matches=replace(s.matches, copies=50))
+    assert many.normaliser("copies").item() == 50 * 10
+
+
 def branch(**changes: object) -> Branch:
     settings: dict[str, object] = {
         "predictor": DecoderOutput(),
