@@ -355,6 +355,64 @@ def list_runs(runs: StoreOption = DEFAULT_RUNS, as_json: JsonOption = False) -> 
 
 
 @app.command()
+def diff(
+    a: Annotated[
+        str, typer.Argument(help="A row, a recipe, or a run: its folder or the start of its digest.")
+    ],
+    b: Annotated[str, typer.Argument(help="Another.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of rows and recipes.")
+    ] = None,
+    scale: ScaleOption = Scale.cpu,
+    data: DataOption = None,
+    runs: StoreOption = DEFAULT_RUNS,
+    as_json: JsonOption = False,
+) -> None:
+    """List every key in which two rows, runs or recipes differ, and say whether the comparison is controlled."""
+    from detbench.parts.part import plain
+    from detbench.recipes import Context
+    from detbench.report import diff as differences
+
+    context = Context(scale.value, None if data is None else str(data), tuple(overrides or ()))
+    found = differences.diff(a, b, _store(runs), context)
+    if as_json:
+        _print_json(plain(found))
+    else:
+        print(differences.text(found), end="")
+
+
+@app.command()
+def verify(
+    run: Annotated[
+        str, typer.Argument(help="A finished run: its folder, or the start of its digest and /SEED.")
+    ],
+    runs: StoreOption = DEFAULT_RUNS,
+    as_json: JsonOption = False,
+) -> None:
+    """Work out every number of a run again from its raw detections; exit 1 if anything differs."""
+    from detbench.engine.verify import verify as check_run
+    from detbench.errors import StoreError, VerifyFailed
+    from detbench.parts.part import plain
+
+    folder = _store(runs).find(run)
+    if folder is None:
+        raise StoreError(f"{run}: no such run; `detbench runs` lists those there are")
+    found = check_run(folder)
+    error = (
+        VerifyFailed("\n".join(f"{found.run}: {line}" for line in found.problems)) if found.problems else None
+    )
+    if error is not None and as_json:
+        _fail(error, plain(found))
+    if error is not None:
+        raise error
+    if as_json:
+        _print_json(plain(found))
+    else:
+        files = f"{found.files} files as recorded" if found.files else "no checksums recorded"
+        print(f"{found.run}: {found.numbers} numbers agree; {files}")
+
+
+@app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """Check this machine: versions, threads, devices, and the traps that slow training down."""
     from detbench import listing

@@ -65,6 +65,12 @@ class GateFailed(DetbenchError):
     exit_code = 3
 
 
+class VerifyFailed(DetbenchError):
+    """A finished run no longer says what it measured."""
+
+    exit_code = 1
+
+
 class BudgetRefused(DetbenchError):
     """More work than the budget allows; nothing was started."""
 

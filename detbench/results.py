@@ -118,6 +118,9 @@ def read_detections(path: Path) -> DetectionTable:
         StoreError: the file is missing or damaged.
     """
     # Here, because most who read results have no use for NumPy and would wait for it.
+    import zlib
+    from zipfile import BadZipFile
+
     import numpy as np
 
     from detbench.metrics.coco import DetectionTable
@@ -127,7 +130,7 @@ def read_detections(path: Path) -> DetectionTable:
             return DetectionTable(
                 **{name: arrays[name] for name in ("image", "label", "boxes_xywh", "scores")}
             )
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise StoreError(f"{path}: can't be read ({error})") from None
 
 

@@ -6,6 +6,7 @@ runs/<digest>/<seed>/    request.json     what was asked: experiment, seed, scal
                          checkpoint.pt    the last state, and checkpoint.previous.pt the one before
                          error.json       why it failed, if it did
                          model.safetensors, detections.npz, environment.json
+                         SHA256SUMS       of the run's files, as `sha256sum -c` reads them
                          result.json      last of all, atomically: with it the run is finished
 runs/cache/              annotation indices, drawn data; may be deleted at any time
 runs/ablations/          recipes that `detbench ablate` made
@@ -14,6 +15,7 @@ runs/ablations/          recipes that `detbench ablate` made
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -25,12 +27,13 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from detbench.errors import StoreError
-from detbench.results import CURVE, REQUEST, RESULT, Result, read_result
+from detbench.results import CURVE, DETECTIONS, REQUEST, RESULT, Result, read_result
 
 State = Literal["finished", "running", "failed", "resumable", "missing"]
 
 CHECKPOINT, PREVIOUS, WEIGHTS = "checkpoint.pt", "checkpoint.previous.pt", "model.safetensors"
 ERROR, LOG, ENVIRONMENT, LOCK = "error.json", "log.txt", "environment.json", "lock"
+CHECKSUMS = "SHA256SUMS"
 
 HELD = 75
 """A worker's exit code where another process holds its run."""
@@ -157,7 +160,17 @@ def hold(folder: Path) -> Iterator[None]:
 
 def write_json(path: Path, tree: Any) -> None:
     """Writes a file whole or not at all."""
-    write_text(path, json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, _json(tree))
+
+
+def finish(folder: Path, result: Any) -> None:
+    """Writes a run's result, a plain tree, with which it is finished; before it the checksums of all its files."""
+    text = _json(result)
+    names = [name for name in (CURVE, DETECTIONS, ENVIRONMENT, WEIGHTS) if (folder / name).is_file()]
+    contents = {name: (folder / name).read_bytes() for name in names} | {RESULT: text.encode()}
+    sums = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items()]
+    write_text(folder / CHECKSUMS, "".join(sums))
+    write_text(folder / RESULT, text)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -196,6 +209,10 @@ def cut_curve(folder: Path, *, after_step: int) -> None:
         except json.JSONDecodeError:
             break
     write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def _json(tree: Any) -> str:
+    return json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _is_held(folder: Path) -> bool:

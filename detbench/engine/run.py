@@ -27,8 +27,8 @@ from detbench.errors import DataError
 from detbench.parts.data import Drawn
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import plain
-from detbench.results import DETECTIONS, RESULT, Result
-from detbench.store import ENVIRONMENT, WEIGHTS, forget, write_json
+from detbench.results import DETECTIONS, Result
+from detbench.store import ENVIRONMENT, WEIGHTS, finish, forget, write_json
 
 
 def run_experiment(
@@ -120,7 +120,7 @@ def run_experiment(
         weights_from="" if weights_from is None else f"{weights_from.parent.name}/{weights_from.name}",
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-    write_json(folder / RESULT, plain(result))
+    finish(folder, plain(result))
     return result
 
 

@@ -1,0 +1,126 @@
+"""Whether a finished run still says what it measured: its numbers from its raw detections, its files, its digests."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from detbench.data.annotations import Annotations
+from detbench.data.fingerprint import fingerprint
+from detbench.data.sources import read_splits
+from detbench.engine.evaluate import measure, percent, percent_per_class
+from detbench.errors import DetbenchError
+from detbench.parts.experiment import Experiment, read_experiment
+from detbench.parts.part import plain
+from detbench.results import DETECTIONS, Result, read_detections, read_request, read_result
+from detbench.store import CHECKSUMS, Store
+
+Numbers = Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was looked at, and what is wrong.
+
+    Attributes:
+        run: "digest/seed".
+        numbers: how many were worked out again.
+        files: how many were compared with their checksums; 0 for a run from before there were any.
+        problems: one line each, naming what differs; empty where everything agrees.
+    """
+
+    run: str
+    numbers: int
+    files: int
+    problems: tuple[str, ...]
+
+
+def verify(folder: Path) -> Verified:
+    """Works out every metric of a run again and compares it, the experiment and the files with what is recorded.
+
+    Raises:
+        StoreError: the run isn't finished, or result or request is no longer readable.
+        RecipeError: the recorded experiment is none.
+        DataError: the data can't be read.
+    """
+    problems, files = _check_files(folder)
+    result = read_result(folder)
+    experiment = read_experiment(result.experiment, where=str(folder))
+    problems += _check_digests(folder, result, experiment)
+    cache = Store(folder.resolve().parent.parent).cache
+    found = fingerprint(experiment.data.source, cache)
+    if found != result.data["fingerprint"]:
+        problems.append(f"data: recorded {result.data['fingerprint']}, found {found}; no number compared")
+        return Verified(f"{result.digest}/{result.seed}", 0, files, tuple(problems))
+    try:
+        numbers, wrong = _check_numbers(
+            folder, result, experiment, read_splits(experiment.data.source, cache).val
+        )
+    except DetbenchError as error:  # damaged detections: the checksums are still worth reporting
+        numbers, wrong = 0, [str(error)]
+    return Verified(f"{result.digest}/{result.seed}", numbers, files, (*problems, *wrong))
+
+
+def _check_files(folder: Path) -> tuple[list[str], int]:
+    sums = folder / CHECKSUMS
+    if not sums.is_file():
+        return [], 0
+    problems = []
+    lines = sums.read_text(encoding="utf-8").splitlines()
+    for line in lines:
+        recorded, _, name = line.partition("  ")
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name}: missing")
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != recorded:
+            problems.append(f"{name}: changed since the run finished (sha256)")
+    return problems, len(lines)
+
+
+def _check_digests(folder: Path, result: Result, experiment: Experiment) -> Iterator[str]:
+    data = result.data["fingerprint"]
+    place = folder.resolve()
+    pairs = {
+        "digest": (result.digest, experiment.digest(data)),
+        "training_digest": (result.training_digest, experiment.training_digest(data)),
+        "folder": (f"{place.parent.name}/{place.name}", f"{result.digest}/{result.seed}"),
+    }
+    for name, (recorded, found) in pairs.items():
+        if recorded != found:
+            yield f"{name}: recorded {recorded}, the experiment gives {found}"
+    if plain(read_experiment(read_request(folder)["experiment"], where=f"{folder}: request")) != plain(
+        experiment
+    ):
+        yield "experiment: the request and the result record different ones"
+
+
+def _check_numbers(
+    folder: Path, result: Result, experiment: Experiment, annotations: Annotations
+) -> tuple[int, list[str]]:
+    measured = measure(read_detections(folder / DETECTIONS), annotations, experiment.test.metrics)
+    per_class = percent_per_class(measured, annotations.category_names)
+    expected = {"metrics": percent(measured)} | {f"per_class {name}": v for name, v in per_class.items()}
+    recorded = {"metrics": result.metrics} | {f"per_class {name}": v for name, v in result.per_class.items()}
+    problems = [
+        f"{group}: {name}: recorded {recorded.get(group, {}).get(name)}, "
+        f"the detections give {expected.get(group, {}).get(name)}"
+        for group in dict.fromkeys((*recorded, *expected))
+        for name in _differing(recorded.get(group, {}), expected.get(group, {}))
+    ]
+    return sum(map(len, expected.values())), problems
+
+
+def _differing(recorded: Numbers, expected: Numbers) -> list[str]:
+    """Names of numbers that differ by more than another machine's rounding, or that one side lacks."""
+    return [
+        name
+        for name in dict.fromkeys((*recorded, *expected))
+        if name not in recorded or name not in expected or not _same(recorded[name], expected[name])
+    ]
+
+
+def _same(a: float | None, b: float | None) -> bool:
+    return a is b if a is None or b is None else math.isclose(a, b, rel_tol=0, abs_tol=1e-9)

@@ -1,0 +1,98 @@
+"""A finished run is verified from its raw detections; whatever of it is changed, verification names it."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from detbench import recipes, runs
+from detbench.engine.run import run_experiment
+from detbench.engine.verify import verify
+from detbench.recipes import Context
+from detbench.store import CHECKSUMS, Store
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("runs"))
+    cell, *_ = runs.plan(recipes.select(["quickstart"]), Context("smoke"), seeds=[0], store=store)
+    cell.folder.mkdir(parents=True)
+    runs.request(cell)
+    run_experiment(
+        cell.experiment, seed=0, fingerprint=cell.fingerprint, scale="smoke", folder=cell.folder, cache=store.cache,
+        device="cpu",
+    )  # fmt: skip
+    return cell.folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy that may be damaged."""
+    shutil.copytree(finished, tmp_path / finished.parent.name / "0")
+    return tmp_path / finished.parent.name / "0"
+
+
+def change_result(folder, change):
+    tree = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    change(tree)
+    (folder / "result.json").write_text(json.dumps(tree), encoding="utf-8")
+
+
+def test_an_untouched_run_agrees_in_every_number_and_file(finished):
+    found = verify(finished)
+    assert found.problems == ()
+    classes = len(json.loads((finished / "result.json").read_text(encoding="utf-8"))["per_class"])
+    assert found.numbers == 12 + 6 * classes
+    assert found.files == 5
+
+
+def test_checksums_are_those_of_the_files_bytes(finished):
+    lines = (finished / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+    sums = dict(reversed(line.split("  ")) for line in lines)
+    assert set(sums) == {
+        "curve.jsonl", "detections.npz", "environment.json", "model.safetensors", "result.json"
+    }  # fmt: skip
+    for name, recorded in sums.items():
+        assert recorded == hashlib.sha256((finished / name).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["detections.npz", "model.safetensors", "curve.jsonl"])
+def test_a_changed_byte_of_a_file_is_named(folder, name):
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    assert any(problem.startswith(f"{name}: changed") for problem in verify(folder).problems)
+
+
+def test_a_number_that_the_detections_do_not_give_is_named_even_without_checksums(folder):
+    (folder / CHECKSUMS).unlink()
+    change_result(folder, lambda tree: tree["metrics"].update(AP50=99.5))
+    found = verify(folder)
+    assert found.files == 0
+    assert len(found.problems) == 1
+    assert found.problems[0].startswith("metrics: AP50: recorded 99.5")
+
+
+def test_other_detections_are_found_out_even_without_checksums(folder):
+    (folder / CHECKSUMS).unlink()
+    with np.load(folder / "detections.npz") as arrays:
+        columns = dict(arrays)
+    change_result(folder, lambda tree: tree["metrics"].update(AR100=-1.0))
+    columns["boxes_xywh"] = columns["boxes_xywh"] + 500
+    np.savez(folder / "detections.npz", **columns)
+    assert any(problem.startswith("metrics: AR100") for problem in verify(folder).problems)
+
+
+def test_a_changed_setting_is_named(folder):
+    change_result(folder, lambda tree: tree["experiment"]["optim"].update(lr=0.5))
+    problems = verify(folder).problems
+    assert any(problem.startswith("digest: recorded") for problem in problems)
+    assert any(problem.startswith("experiment: ") for problem in problems)
+    assert any(problem.startswith("result.json: changed") for problem in problems)
+
+
+def test_a_missing_file_is_named(folder):
+    (folder / "model.safetensors").unlink()
+    assert "model.safetensors: missing" in verify(folder).problems
