@@ -10,10 +10,10 @@ from detbench.recipes import Context, load, resolve, slug
 from detbench.report.diff import Side, compare, diff, text
 from detbench.store import Store, write_json
 
-SMOKE = Context("smoke")
+PAPER = Context("paper")
 
 
-def of_rows(a, b, tmp_path, context=SMOKE):
+def of_rows(a, b, tmp_path, context=PAPER):
     return diff(a, b, Store(tmp_path), context)
 
 
@@ -48,7 +48,7 @@ set.optim.lr = 0.0007
 
 def test_rows_that_differ_in_what_one_of_them_sets_are_controlled(own, tmp_path):
     found = of_rows(f"{own}/plain", f"{own}/slow", tmp_path)
-    before = resolve(load(str(own)), load(str(own)).rows["plain"], SMOKE).optim.lr
+    before = resolve(load(str(own)), load(str(own)).rows["plain"], PAPER).optim.lr
     assert found.ablated == {"optim.lr": (before, 0.0007)}
     assert found.besides == {}
     assert found.controlled is True
@@ -70,7 +70,7 @@ def test_a_row_does_not_differ_from_itself(own, tmp_path):
 
 def test_runs_with_other_seeds_and_versions_are_not_controlled():
     recipe = load("quickstart")
-    experiment = resolve(recipe, recipe.runnable()[0], SMOKE)
+    experiment = resolve(recipe, recipe.runnable()[0], PAPER)
     record = {"seed": 0, "commit": "a", "environment.torch": "2.0"}
     a = Side("a", experiment, frozenset(), record)
     b = Side("b", experiment, frozenset(), record | {"seed": 1, "environment.torch": "2.1"})
@@ -81,7 +81,7 @@ def test_runs_with_other_seeds_and_versions_are_not_controlled():
 
 def test_of_a_run_whose_recipe_is_gone_nobody_says_that_it_is_controlled():
     recipe = load("quickstart")
-    experiment = resolve(recipe, recipe.runnable()[0], SMOKE)
+    experiment = resolve(recipe, recipe.runnable()[0], PAPER)
     found = compare(Side("a", experiment, None), Side("b", experiment, frozenset()))
     assert found.controlled is None
     assert "can't be said" in text(found)
@@ -115,4 +115,4 @@ def test_a_recipe_is_not_compared_with_a_row(own, tmp_path):
 def test_a_run_that_is_not_finished_is_refused(own, tmp_path):
     write_json(tmp_path / "runs" / "0123456789abcdef" / "0" / "request.json", {})
     with pytest.raises(StoreError, match="not finished"):
-        diff("0123", f"{own}/plain", Store(tmp_path / "runs"), SMOKE)
+        diff("0123", f"{own}/plain", Store(tmp_path / "runs"), PAPER)
