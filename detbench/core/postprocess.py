@@ -24,7 +24,7 @@ class Candidates:
     """(prediction, class) pairs that may become detections.
 
     Attributes:
-        boxes: (B, K, 4) xyxy pixels, clipped to the unpadded image.
+        boxes: (B, K, 4) xyxy pixels.
         scores: (B, K) class probability, times centre-ness where there is one.
         labels: (B, K) class indices.
         kept: (B, K) bool, whether the class probability exceeds the threshold.
@@ -41,7 +41,7 @@ def detect_top_k(rule: TopK, predictions: Predictions, sizes: Sequence[tuple[int
     """The best pairs of each image, without suppression (spec 4.5)."""
     if rule.quality != "none":
         predictions = with_quality(cast(QueryPredictions, predictions), root=rule.quality == "sqrt")
-    found = candidates(predictions, sizes, score_threshold=rule.score_threshold, per_level=rule.per_level)
+    found = candidates(rule, predictions, sizes)
     scores = found.scores.masked_fill(~found.kept, -1.0)
     best, order = scores.topk(min(rule.keep, scores.shape[1]))
     counts = (best >= 0).sum(1).tolist()
@@ -53,7 +53,7 @@ def detect_top_k(rule: TopK, predictions: Predictions, sizes: Sequence[tuple[int
 @torch.no_grad()
 def detect_nms(rule: Nms, predictions: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
     """What class-wise non-maximum suppression leaves of each image (spec 1.4, 1.5)."""
-    found = candidates(predictions, sizes, score_threshold=rule.score_threshold, per_level=rule.per_level)
+    found = candidates(rule, predictions, sizes)
     detections = []
     for boxes, scores, labels, kept in zip(found.boxes, found.scores, found.labels, found.kept, strict=True):
         boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
@@ -62,22 +62,16 @@ def detect_nms(rule: Nms, predictions: Predictions, sizes: Sequence[tuple[int, i
     return detections
 
 
-def candidates(
-    predictions: Predictions,
-    sizes: Sequence[tuple[int, int]],
-    *,
-    score_threshold: float,
-    per_level: int | None,
-) -> Candidates:
+def candidates(rule: TopK | Nms, predictions: Predictions, sizes: Sequence[tuple[int, int]]) -> Candidates:
     """The pairs of greatest class probability on each level, levels joined.
 
     Choice and threshold look at the class probability alone; centre-ness enters the score (spec 1.4).
 
     Args:
+        rule: what a pair's class probability must exceed, how many pairs of each level there are at most, and whether
+            boxes are clipped to the unpadded image.
         predictions: of a batch.
         sizes: height and width of each unpadded image.
-        score_threshold: what a pair's class probability must exceed.
-        per_level: pairs of each level; None for all.
     """
     whwh = torch.tensor([(w, h, w, h) for h, w in sizes], device=predictions.pred_boxes.device)[:, None]
     if isinstance(predictions, QueryPredictions):
@@ -86,7 +80,7 @@ def candidates(
     logits, places, start = [], [], 0
     for level in torch.split(predictions.pred_logits, list(predictions.anchors.level_sizes), 1):
         pairs = level.flatten(1)
-        best, place = pairs.topk(min(per_level or pairs.shape[1], pairs.shape[1]))
+        best, place = pairs.topk(min(rule.per_level or pairs.shape[1], pairs.shape[1]))
         logits.append(best)
         places.append(place + start)
         start += pairs.shape[1]
@@ -97,7 +91,9 @@ def candidates(
     if predictions.pred_centerness is not None:
         scores = prob * predictions.pred_centerness.gather(1, pred_idx).sigmoid()
     boxes = predictions.pred_boxes.gather(1, pred_idx[..., None].expand(-1, -1, 4))
-    return Candidates(clip_boxes(boxes, whwh), scores, labels, prob > score_threshold)
+    if rule.clip:
+        boxes = clip_boxes(boxes, whwh)
+    return Candidates(boxes, scores, labels, prob > rule.score_threshold)
 
 
 def with_quality(predictions: QueryPredictions, *, root: bool) -> QueryPredictions:

@@ -21,6 +21,8 @@ class TopK:
         score_threshold: pairs must exceed it.
         per_level: pairs kept of each pyramid level before levels are joined; None for all.
         keep: detections of an image.
+        clip: cut boxes at the image's edge (mmdetection, detrex); the authors of Deformable-DETR, H-DETR and DETA
+            don't (spec 1.11).
         quality: how a query detector's quality head enters the score: not at all, as the "sqrt" of its product with
             the class probability, or as the "product" itself (spec 5.2).
     """
@@ -29,10 +31,11 @@ class TopK:
     score_threshold: Fraction = 0.01
     per_level: Count | None = 100
     keep: Count = 100
+    clip: bool = True
     quality: Literal["none", "sqrt", "product"] = "none"
 
     def __call__(self, predictions: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
-        """What is kept of each image of `sizes` (height, width, unpadded), boxes clipped to it."""
+        """What is kept of each image of `sizes` (height, width, unpadded)."""
         from detbench.core.postprocess import detect_top_k
 
         return detect_top_k(self, predictions, sizes)
@@ -47,6 +50,7 @@ class Nms:
         per_level: pairs kept of each pyramid level.
         iou_threshold: of the suppression.
         keep: detections of an image.
+        clip: cut boxes at the image's edge, before the suppression; see `TopK`.
     """
 
     kind: Literal["nms"] = "nms"
@@ -54,9 +58,10 @@ class Nms:
     per_level: Count | None = 1000
     iou_threshold: Positive = 0.5
     keep: Count = 100
+    clip: bool = True
 
     def __call__(self, predictions: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
-        """What is kept of each image of `sizes` (height, width, unpadded), boxes clipped to it."""
+        """What is kept of each image of `sizes` (height, width, unpadded)."""
         from detbench.core.postprocess import detect_nms
 
         return detect_nms(self, predictions, sizes)

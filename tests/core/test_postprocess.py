@@ -39,10 +39,10 @@ def by_loops(p: DensePredictions, i: int, rule: TopK | Nms) -> list[tuple[float,
         level.sort(reverse=True)
         for prob, q, c in level[: rule.per_level]:
             factor = 1.0 if p.pred_centerness is None else p.pred_centerness[i, q].sigmoid().item()
-            x1, y1, x2, y2 = (max(v, 0.0) for v in p.pred_boxes[i, q].tolist())
-            found.append(
-                (prob * factor, c, [min(x1, width), min(y1, height), min(x2, width), min(y2, height)])
-            )
+            box = p.pred_boxes[i, q].tolist()
+            if rule.clip:
+                box = [min(max(v, 0.0), end) for v, end in zip(box, (width, height) * 2, strict=True)]
+            found.append((prob * factor, c, box))
         start += h * w
     found.sort(key=lambda d: -d[0])
     if isinstance(rule, Nms):
@@ -71,8 +71,10 @@ def overlap(a: list[float], b: list[float]) -> float:
         TopK(score_threshold=0.9),
         Nms(score_threshold=0.3, per_level=60, iou_threshold=0.1),
         Nms(score_threshold=0.1, per_level=None, iou_threshold=0.4, keep=40),
+        TopK(score_threshold=0.3, per_level=20, keep=30, clip=False),
+        Nms(score_threshold=0.1, per_level=None, iou_threshold=0.4, keep=40, clip=False),
     ],
-    ids=["top-k", "everything", "few", "nms", "nms, all of each level"],
+    ids=["top-k", "everything", "few", "nms", "nms, all of each level", "top-k, unclipped", "nms, unclipped"],
 )
 def test_detections_written_as_loops(rule: TopK | Nms, seed: int, centerness: bool) -> None:
     p = predictions(seed, centerness=centerness)
