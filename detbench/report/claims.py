@@ -203,31 +203,33 @@ def _not_measured(collected: Collected, claim: Claim) -> tuple[str, str]:
 def _decided_by(contrasts: Sequence[Contrast], seeds: int, family: int) -> str:
     """How many more seeds would decide a claim, were the differences and their spread as measured.
 
-    Support needs every contrast, contradiction one alone; the level is the strictest that Holm may ask for.
+    Support needs every contrast, so that the risks of missing one share what POWER leaves (Bonferroni); contradiction
+    needs one alone. The level is the strictest that Holm may ask for.
     """
     level = ALPHA / family
     if all(contrast.excess > 0 for contrast in contrasts):
         ruling = "support"
-        counts = [_seeds(contrast, level) for contrast in contrasts]
+        power = 1 - (1 - POWER) / len(contrasts)
+        counts = [_seeds(contrast, level, power) for contrast in contrasts]
         needed = None if None in counts else max(count for count in counts if count is not None)
     else:
         ruling = "contradict"
         against = [contrast for contrast in contrasts if contrast.excess < 0]
-        counts = [_seeds(contrast, level / len(contrasts)) for contrast in against]
+        counts = [_seeds(contrast, level / len(contrasts), POWER) for contrast in against]
         needed = min((count for count in counts if count is not None), default=None)
     if needed is None:
         return f"At this difference no number of seeds up to {MOST_SEEDS:,} would decide it."
     more = max(needed - seeds, 1)
     return (
         f"Were the difference as measured, {more} more seed{'s' if more > 1 else ''} ({seeds + more} in all) "
-        f"would {ruling} it with {POWER:.0%} probability."
+        f"would {ruling} it with at least {POWER:.0%} probability."
     )
 
 
-def _seeds(contrast: Contrast, level: float) -> int | None:
+def _seeds(contrast: Contrast, level: float, power: float) -> int | None:
     assert contrast.difference.sd is not None
     return seeds_to_decide(
-        abs(contrast.excess), contrast.difference.sd, alpha=level, power=POWER, most=MOST_SEEDS
+        abs(contrast.excess), contrast.difference.sd, alpha=level, power=power, most=MOST_SEEDS
     )
 
 

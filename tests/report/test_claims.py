@@ -120,9 +120,23 @@ def test_an_undecided_claim_says_how_many_more_seeds_would_decide_it(judged: Jud
     # Differences 1.0, 0.0, 2.0: mean 1, sd 1; an effect of one sd needs 8 pairs at 5 % and 80 % power (G*Power).
     verdict = judged({A: (30, 31, 32), B: (31, 31, 34)}, claim("sign", B, A))
     assert verdict.ruling == "undecided"
-    assert "5 more seeds (8 in all) would support it with 80% probability" in verdict.decided_by
+    assert "5 more seeds (8 in all) would support it with at least 80% probability" in verdict.decided_by
     other = judged({A: (30, 31, 32), B: (31, 31, 34)}, claim("sign", A, B))
     assert "5 more seeds (8 in all) would contradict it" in other.decided_by
+
+
+def test_seeds_for_a_claim_of_several_comparisons_decide_all_of_them_as_often_as_it_says(judged: Judge):
+    # C - A is 1, 0, 2 and C - B is 0, 2, 1: mean 1, sd 1 each; 8 pairs would show each alone, but seldom both.
+    verdict = judged({A: (30, 31, 32), B: (31, 29, 33), C: (31, 31, 34)}, claim("best", C, A, B))
+    assert "8 more seeds (11 in all) would support it with at least 80% probability" in verdict.decided_by
+
+    def found_both(seeds: int) -> float:
+        differences = np.random.default_rng(0).normal(1, 1, (4000, 2, seeds))
+        tested = scipy_stats.ttest_1samp(differences, 0, axis=2, alternative="greater")
+        return float((tested.pvalue < 0.05).all(axis=1).mean())
+
+    assert found_both(8) < 0.7
+    assert found_both(11) >= 0.8
 
 
 @pytest.mark.parametrize("third", [32.0, 32.001])
