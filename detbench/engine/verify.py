@@ -11,10 +11,12 @@ from pathlib import Path
 from detbench.data.annotations import Annotations
 from detbench.data.fingerprint import fingerprint
 from detbench.data.sources import read_splits
-from detbench.engine.evaluate import measure, percent, percent_per_class
+from detbench.engine.evaluate import Metrics, measure, percent, percent_per_class
 from detbench.errors import DetbenchError
-from detbench.parts.experiment import Experiment, read_experiment
-from detbench.parts.part import plain
+from detbench.parts.data import Data
+from detbench.parts.experiment import identity_of, training_digest_of
+from detbench.parts.part import digest_of, read_part
+from detbench.parts.test import Test
 from detbench.results import DETECTIONS, Result, read_detections, read_request, read_result
 from detbench.store import CHECKSUMS, Store
 
@@ -43,22 +45,21 @@ def verify(folder: Path) -> Verified:
 
     Raises:
         StoreError: the run isn't finished, or result or request is no longer readable.
-        RecipeError: the recorded experiment is none.
+        RecipeError: the recorded data or test is none.
         DataError: the data can't be read.
     """
     problems, files = _check_files(folder)
     result = read_result(folder)
-    experiment = read_experiment(result.experiment, where=str(folder))
-    problems += _check_digests(folder, result, experiment)
+    problems += _check_digests(folder, result)
+    source = read_part(Data, result.experiment["data"], where=f"{folder}: data").source
+    metrics = read_part(Test, result.experiment["test"], where=f"{folder}: test").metrics
     cache = Store(folder.resolve().parent.parent).cache
-    found = fingerprint(experiment.data.source, cache)
+    found = fingerprint(source, cache)
     if found != result.data["fingerprint"]:
         problems.append(f"data: recorded {result.data['fingerprint']}, found {found}; no number compared")
         return Verified(f"{result.digest}/{result.seed}", 0, files, tuple(problems))
     try:
-        numbers, wrong = _check_numbers(
-            folder, result, experiment, read_splits(experiment.data.source, cache).val
-        )
+        numbers, wrong = _check_numbers(folder, result, metrics, read_splits(source, cache).val)
     except DetbenchError as error:  # damaged detections: the checksums are still worth reporting
         numbers, wrong = 0, [str(error)]
     return Verified(f"{result.digest}/{result.seed}", numbers, files, (*problems, *wrong))
@@ -80,27 +81,25 @@ def _check_files(folder: Path) -> tuple[list[str], int]:
     return problems, len(lines)
 
 
-def _check_digests(folder: Path, result: Result, experiment: Experiment) -> Iterator[str]:
+def _check_digests(folder: Path, result: Result) -> Iterator[str]:
     data = result.data["fingerprint"]
     place = folder.resolve()
     pairs = {
-        "digest": (result.digest, experiment.digest(data)),
-        "training_digest": (result.training_digest, experiment.training_digest(data)),
+        "digest": (result.digest, digest_of(identity_of(result.experiment, data))),
+        "training_digest": (result.training_digest, training_digest_of(result.experiment, data)),
         "folder": (f"{place.parent.name}/{place.name}", f"{result.digest}/{result.seed}"),
     }
     for name, (recorded, found) in pairs.items():
         if recorded != found:
             yield f"{name}: recorded {recorded}, the experiment gives {found}"
-    if plain(read_experiment(read_request(folder)["experiment"], where=f"{folder}: request")) != plain(
-        experiment
-    ):
+    if identity_of(read_request(folder)["experiment"], data) != identity_of(result.experiment, data):
         yield "experiment: the request and the result record different ones"
 
 
 def _check_numbers(
-    folder: Path, result: Result, experiment: Experiment, annotations: Annotations
+    folder: Path, result: Result, metrics: Metrics, annotations: Annotations
 ) -> tuple[int, list[str]]:
-    measured = measure(read_detections(folder / DETECTIONS), annotations, experiment.test.metrics)
+    measured = measure(read_detections(folder / DETECTIONS), annotations, metrics)
     per_class = percent_per_class(measured, annotations.category_names)
     expected = {"metrics": percent(measured)} | {f"per_class {name}": v for name, v in per_class.items()}
     recorded = {"metrics": result.metrics} | {f"per_class {name}": v for name, v in result.per_class.items()}

@@ -65,19 +65,8 @@ class Experiment:
     test: Test
 
     def identity(self, fingerprint: str) -> dict[str, Any]:
-        """The plain tree that is hashed: the experiment with its data's fingerprint in place of the data's path.
-
-        A run that it starts from counts with its training digest, whatever row names it. The batch size at test
-        and the evaluation backend give the same numbers and stand outside.
-        """
-        tree: dict[str, Any] = plain(self)
-        tree["data"]["source"] = fingerprint
-        del tree["test"]["batch"]
-        tree["test"]["metrics"].pop("backend", None)
-        if self.init is not None:
-            source = self.init.experiment.training_digest(fingerprint)
-            tree["init"] = {"modules": sorted(set(self.init.modules)), "source": source}
-        return tree
+        """The plain tree that is hashed, see `identity_of`."""
+        return identity_of(plain(self), fingerprint)
 
     def digest(self, fingerprint: str) -> str:
         """Names the experiment: training and test."""
@@ -85,10 +74,33 @@ class Experiment:
 
     def training_digest(self, fingerprint: str) -> str:
         """Names the training alone: experiments that share it share weights."""
-        tree = self.identity(fingerprint)
-        del tree["test"]
-        del tree["training"]["evaluations"]
-        return digest_of(tree)
+        return training_digest_of(plain(self), fingerprint)
+
+
+def identity_of(tree: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
+    """What names an experiment that stands as a plain tree, also one recorded before parts got new settings.
+
+    Its data's fingerprint stands in place of the data's path. A run that it starts from counts with its training
+    digest, whatever row names it. The batch size at test and the evaluation backend give the same numbers and
+    stand outside.
+    """
+    test = {key: value for key, value in tree["test"].items() if key != "batch"}
+    test["metrics"] = {key: value for key, value in test["metrics"].items() if key != "backend"}
+    identity = {**tree, "data": {**tree["data"], "source": fingerprint}, "test": test}
+    init = tree["init"]
+    if init is not None:
+        assert init["source"] is not None, "a row's start is filled in when it is resolved"
+        source = training_digest_of(init["source"], fingerprint)
+        identity["init"] = {"modules": sorted(set(init["modules"])), "source": source}
+    return identity
+
+
+def training_digest_of(tree: Mapping[str, Any], fingerprint: str) -> str:
+    """Names the training of an experiment that stands as a plain tree."""
+    identity = identity_of(tree, fingerprint)
+    del identity["test"]
+    identity["training"] = {key: v for key, v in identity["training"].items() if key != "evaluations"}
+    return digest_of(identity)
 
 
 def read_experiment(tree: Mapping[str, Any], *, where: str) -> Experiment:

@@ -10,6 +10,8 @@ import pytest
 from detbench import recipes, runs
 from detbench.engine.run import run_experiment
 from detbench.engine.verify import verify
+from detbench.parts.experiment import identity_of, training_digest_of
+from detbench.parts.part import digest_of
 from detbench.recipes import Context
 from detbench.store import CHECKSUMS, Store
 
@@ -96,3 +98,19 @@ def test_a_changed_setting_is_named(folder):
 def test_a_missing_file_is_named(folder):
     (folder / "model.safetensors").unlink()
     assert "model.safetensors: missing" in verify(folder).problems
+
+
+def test_a_run_from_before_a_setting_existed_still_verifies(folder):
+    (folder / CHECKSUMS).unlink()
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    for tree in (result, request):
+        del tree["experiment"]["optim"]["weight_decay"]
+    fingerprint = result["data"]["fingerprint"]
+    result["digest"] = digest_of(identity_of(result["experiment"], fingerprint))
+    result["training_digest"] = training_digest_of(result["experiment"], fingerprint)
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    moved = folder.parent.with_name(result["digest"])
+    folder.parent.rename(moved)
+    assert verify(moved / "0").problems == ()
