@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +45,25 @@ class Series:
 
 
 def make(
-    params: Sequence[str], *, values: Sequence[str], recipe: str | None, row: str | None, folder: Path
+    params: Sequence[str],
+    *,
+    values: Sequence[str],
+    recipe: str | None,
+    row: str | None,
+    folder: Path,
+    zipped: bool = False,
 ) -> Path:
     """Writes the recipe of an ablation and returns its path. The same ablation is the same file.
 
     Args:
         params: names the papers use (`tau`) or key paths (`optim.lr`); several make a grid.
-        values: one comma-separated list for each parameter, in order; the paper's own where there are fewer.
+        values: one comma-separated list for each parameter, in order; the paper's own where there are fewer. An
+            item such as `1..9/2` stands for 1, 3, 5, 7, 9.
         recipe: where to look for the parameters; needed where a name is ambiguous, and for key paths.
         row: the row that key paths start from, the table's baseline by default; of a parameter with several
             series, those it stands in.
         folder: where the file goes.
+        zipped: the first values of all parameters together, then the second ones, instead of the grid.
 
     Raises:
         RecipeError: a parameter nobody sweeps, an ambiguous one, or values that can't be used.
@@ -67,12 +77,23 @@ def make(
     chosen = [_split(text, param) for text, param in zip(values, params, strict=False)]
     lists = [*chosen, *[None] * (len(params) - len(values))]
     axes = [_axis(source, param, own, params, start) for param, own in zip(params, lists, strict=True)]
-    tree = _recipe_tree(source, axes, start)
+    if zipped:
+        _require_pairs(params, axes)
+    tree = _recipe_tree(source, axes, start, zipped=zipped)
     custom = "-" + slug("-".join(values)) if values else ""
-    name = f"{slug(source.short_name)}-{slug('-'.join(params))}{custom}"
+    name = f"{slug(source.short_name)}-{slug('-'.join(params))}{'-zip' if zipped else ''}{custom}"
     path = folder / f"{name[:100]}-{digest_of(tree)[:8]}.toml"
     _write(path, tree)
     return path
+
+
+def _require_pairs(params: Sequence[str], axes: Sequence[Sequence[Series]]) -> None:
+    lengths = [len(axis[0].steps) for axis in axes]
+    if len(params) < 2:
+        raise RecipeError("ablate: --zip goes through several --param side by side; give two or more")
+    if len(set(lengths)) > 1:
+        counts = ", ".join(f"{param} has {n}" for param, n in zip(params, lengths, strict=True))
+        raise RecipeError(f"ablate: --zip needs equally many values of each parameter; {counts}")
 
 
 def _source(params: Sequence[str], recipe: str | None) -> Recipe:
@@ -185,8 +206,10 @@ def _laid_over(rows: Sequence[Row], label: str, values: Mapping[str, Any]) -> Ro
     return replace(made, scale={scale: merge(tree, values) for scale, tree in made.scale.items()})
 
 
-def _recipe_tree(recipe: Recipe, axes: Sequence[Sequence[Series]], start: Row | None) -> Tree:
-    """The ablation as a recipe: all series of one parameter, or the grid of one series each of several."""
+def _recipe_tree(
+    recipe: Recipe, axes: Sequence[Sequence[Series]], start: Row | None, *, zipped: bool
+) -> Tree:
+    """The ablation as a recipe: all series of one parameter, or one series each of several, combined."""
     params = [axis[0].param for axis in axes]
     note = f"Made by `detbench ablate` from {recipe.short_name}."
     if len(axes) == 1:
@@ -194,7 +217,7 @@ def _recipe_tree(recipe: Recipe, axes: Sequence[Sequence[Series]], start: Row | 
         rows = [step.row for step in steps]
         sweeps = [_sweep_tree(series) for series in axes[0]]
     else:
-        rows = _grid(recipe, [axis[0] for axis in axes], start)
+        rows = _combined(recipe, [axis[0] for axis in axes], start, zipped=zipped)
         sweeps = []
         for first, *others in axes:
             if others:
@@ -218,10 +241,14 @@ def _recipe_tree(recipe: Recipe, axes: Sequence[Sequence[Series]], start: Row | 
     }
 
 
-def _grid(recipe: Recipe, axes: Sequence[Series], start: Row | None) -> list[Row]:
-    """Every combination: key paths change what the papers' own parameters make, or else the row to start from."""
+def _combined(recipe: Recipe, axes: Sequence[Series], start: Row | None, *, zipped: bool) -> list[Row]:
+    """Every combination, or those of equal place.
+
+    Key paths change what the papers' own parameters make, or else the row to start from.
+    """
     rows = []
-    for steps in itertools.product(*(series.steps for series in axes)):
+    lists = [series.steps for series in axes]
+    for steps in zip(*lists, strict=True) if zipped else itertools.product(*lists):
         pairs = list(zip(axes, steps, strict=True))
         named = [step.row for series, step in pairs if not series.by_path]
         label = ", ".join(f"{series.param}={_text(step.value)}" for series, step in pairs)
@@ -253,13 +280,35 @@ def _split(text: str, param: str) -> list[Any]:
             pieces.append("")
         else:
             pieces[-1] += sign
-    values = [parse_value(piece, where=f"ablate: {param}") for piece in pieces if piece.strip()]
+    values = [
+        value for piece in pieces if piece.strip() for value in _expanded(piece.strip(), f"ablate: {param}")
+    ]
     if None in values:
         raise RecipeError(
             f"ablate: {param}: 'unset' can't stand in a recipe, which an ablation is; give it as an override "
             f"to a run of its own: {param}=unset"
         )
     return values
+
+
+def _expanded(piece: str, where: str) -> list[Any]:
+    """The values of a range such as `0.1..0.9/0.2`, both ends included; of anything else the value itself."""
+    number = r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
+    found = re.fullmatch(rf"({number})\.\.({number})(?:/({number}))?", piece)
+    if found is None:
+        return [parse_value(piece, where=where)]
+    whole = all(text is None or re.fullmatch(r"-?\d+", text) for text in found.groups())
+    first, last, step = (
+        Decimal(text or "1") for text in found.groups()
+    )  # exact, so that 0.1..0.3/0.1 has 0.3
+    if step <= 0 or last < first:
+        raise RecipeError(
+            f"{where}: the range {piece} goes upwards by a step above 0: write FIRST..LAST/STEP"
+        )
+    count = int((last - first) / step) + 1
+    if count > 1000:
+        raise RecipeError(f"{where}: the range {piece} has {count} values; at most 1000 are taken")
+    return [int(v) if whole else float(v) for v in (first + i * step for i in range(count))]
 
 
 def _text(value: Any) -> str:

@@ -241,7 +241,11 @@ def ablate(
         typer.Option(help="The paper's name of a parameter, or a key path. Several make a grid."),
     ] = None,
     values: Annotated[
-        list[str] | None, typer.Option(help="Values between commas; the paper's own by default.")
+        list[str] | None,
+        typer.Option(
+            help="Values between commas, ranges as FIRST..LAST/STEP (1..9/2, 0.1..0.9/0.2), one --values for each "
+            "--param; the paper's own by default."
+        ),
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Where the name stands in several recipes, or for key paths.")
@@ -262,6 +266,9 @@ def ablate(
     device: DeviceOption = "auto",
     force: ForceOption = False,
     budget: BudgetOption = None,
+    zipped: Annotated[
+        bool, typer.Option("--zip", help="Take the values of several --param side by side, not as a grid.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
     runs: StoreOption = DEFAULT_RUNS,
     as_json: JsonOption = False,
@@ -271,7 +278,9 @@ def ablate(
     from detbench.runs import plan as make_plan
 
     store = _store(runs)
-    path = ablation.make(param or [], values=values or [], recipe=recipe, row=row, folder=store.ablations)
+    path = ablation.make(
+        param or [], values=values or [], recipe=recipe, row=row, folder=store.ablations, zipped=zipped
+    )
     chosen, context = _parse([str(path), *(overrides or [])], scale, data)
     _say(chosen[0][0].head.note)
     if dry_run:

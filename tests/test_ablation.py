@@ -168,3 +168,48 @@ def test_a_grid_takes_the_series_of_the_row_that_is_named(tmp_path: Path) -> Non
 def test_a_row_of_another_parameter_chooses_no_series(tmp_path: Path, own: str) -> None:
     with pytest.raises(RecipeError, match=r"'plain' is no row of 'rate'; its rows are rate-0\.1, rate-0\.2"):
         made(tmp_path, "rate", recipe=own, row="plain")
+
+
+# ------------------------------------------------------------------ ranges, and parameters side by side
+
+
+@pytest.mark.parametrize(
+    "text, values",
+    [
+        ("1..9/2", [1, 3, 5, 7, 9]),
+        ("1..4", [1, 2, 3, 4]),
+        ("1..8/3", [1, 4, 7]),
+        ("0.1..0.3/0.1", [0.1, 0.2, 0.3]),
+        ("1..2/0.5", [1.0, 1.5, 2.0]),
+        ("-1..1", [-1, 0, 1]),
+        ("7,1..3,20", [7, 1, 2, 3, 20]),
+        ("1e-4..3e-4/1e-4", [1e-4, 2e-4, 3e-4]),
+    ],
+)
+def test_a_range_stands_for_its_values_ends_included(text: str, values: list[float], tmp_path: Path) -> None:
+    points = made(tmp_path, "optim.lr", values=(text,)).sweeps[0].point
+    assert [point.value for point in points] == values
+    assert [type(point.value) for point in points] == [type(value) for value in values]
+
+
+@pytest.mark.parametrize(
+    "text, words", [("9..1", "upwards"), ("1..9/0", "upwards"), ("0..1/0.0001", "at most 1000")]
+)
+def test_a_range_that_leads_nowhere_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=words):
+        made(tmp_path, "optim.lr", values=(text,))
+
+
+def test_zipped_parameters_take_their_values_side_by_side(tmp_path: Path) -> None:
+    recipe = made(
+        tmp_path, "optim.lr", "optim.weight_decay", values=("0.1..0.3/0.1", "0.01,0.02,0.03"), zipped=True
+    )
+    found = [(e.optim.lr, e.optim.weight_decay) for e in experiments(recipe).values()]
+    assert found == [(0.1, 0.01), (0.2, 0.02), (0.3, 0.03)]
+
+
+def test_zipped_parameters_need_equally_many_values(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"optim.lr has 3, optim.weight_decay has 2"):
+        made(tmp_path, "optim.lr", "optim.weight_decay", values=("0.1,0.2,0.3", "0.01,0.02"), zipped=True)
+    with pytest.raises(RecipeError, match="give two or more"):
+        made(tmp_path, "optim.lr", values=("0.1,0.2",), zipped=True)
