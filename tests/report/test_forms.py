@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -198,3 +200,25 @@ class _Cells(HTMLParser):
     def handle_data(self, data):
         if self.inside:
             self.rows[-1][-1] += data
+
+
+def _has_booktabs() -> bool:
+    finder = shutil.which("kpsewhich")
+    found = finder and subprocess.run([finder, "booktabs.sty"], capture_output=True, check=False)
+    return bool(found and found.stdout) and shutil.which("pdflatex") is not None
+
+
+@pytest.mark.skipif(not _has_booktabs(), reason="needs a TeX with booktabs")
+def test_latex_compiles_with_booktabs_alone(table, tmp_path):
+    document = (
+        r"\documentclass{article}\usepackage{booktabs}\begin{document}"
+        + forms.latex(table)
+        + r"\end{document}"
+    )
+    (tmp_path / "paper.tex").write_text(document, encoding="utf-8")
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
+        cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-1000:]
+    assert (tmp_path / "paper.pdf").stat().st_size > 1000
