@@ -7,12 +7,13 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from detbench import __version__, recipes
 from detbench.parts.part import canonical, digest_of, flatten
 from detbench.recipes import Recipe, slug
 from detbench.report import forms, plots
+from detbench.report.claims import Ruling, Verdict
 from detbench.report.columns import number_text
 from detbench.report.forms import Format
 from detbench.report.gather import Collected, Entry, State, hardware
@@ -50,13 +51,17 @@ class Section:
 
 @dataclass(frozen=True)
 class Line:
-    """One recipe in the overview, with its rows by state; `key` leads to its section, if it has one."""
+    """One recipe in the overview, with its rows by state and what became of its claims, before any run of none.
+
+    `key` leads to its section, if it has one.
+    """
 
     name: str
     title: str
     scale: str
     key: str
     counts: dict[State, int]
+    rulings: dict[Ruling, int]
 
 
 def write_site(collections: Sequence[Collected], folder: Path) -> Path:
@@ -108,7 +113,7 @@ def _page(collections: Sequence[Collected], sections: Sequence[Section]) -> str:
         .render(
             version=__version__,
             facts=_facts(collections),
-            overview=_overview(collections),
+            overview=_overview(collections, sections),
             sections=[section for section in sections if section.facts],
             setting=_setting,
             inline=_inline,
@@ -158,15 +163,15 @@ def _facts(collections: Sequence[Collected]) -> dict[str, str]:
     }
 
 
-def _overview(collections: Sequence[Collected]) -> dict[str, list[Line]]:
+def _overview(collections: Sequence[Collected], sections: Sequence[Section]) -> dict[str, list[Line]]:
     """All recipes by paper: each as it was collected, at every scale, or as it stands before any run."""
-    by_name: dict[str, list[Collected]] = {name: [] for name in recipes.names()}
-    for collected in collections:
-        by_name.setdefault(collected.recipe.name, []).append(collected)
+    by_name: dict[str, list[tuple[Collected, Sequence[Verdict]]]] = {name: [] for name in recipes.names()}
+    for collected, section in zip(collections, sections, strict=True):
+        by_name.setdefault(collected.recipe.name, []).append((collected, section.table.verdicts))
     papers: dict[str, list[Line]] = {}
     for name, found in by_name.items():
-        for collected in found or [_before_any_run(recipes.load(name))]:
-            papers.setdefault(collected.recipe.head.paper, []).append(_line(collected))
+        for collected, verdicts in found or [(_before_any_run(recipes.load(name)), ())]:
+            papers.setdefault(collected.recipe.head.paper, []).append(_line(collected, verdicts))
     return papers
 
 
@@ -175,15 +180,17 @@ def _before_any_run(recipe: Recipe) -> Collected:
     return Collected(recipe, "paper", "", (), entries)
 
 
-def _line(collected: Collected) -> Line:
+def _line(collected: Collected, verdicts: Sequence[Verdict]) -> Line:
     kinds: tuple[State, ...] = ("measured", "not run", "quoted", "needs")
     states = [entry.state for entry in collected.entries]
+    rulings = [verdict.ruling for verdict in verdicts]
     return Line(
         name=collected.name,
         title=collected.recipe.head.title,
         scale=collected.scale if collected.results else "",
         key=key_of(collected) if collected.results else "",
         counts={state: states.count(state) for state in kinds},
+        rulings={ruling: rulings.count(ruling) for ruling in get_args(Ruling)} if collected.results else {},
     )
 
 

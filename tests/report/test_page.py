@@ -7,6 +7,7 @@ import pytest
 
 from detbench import recipes
 from detbench.report.page import command_of, key_of, page, write_site
+from detbench.report.table import build
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use", "rect", "circle", "line"}
 
@@ -99,6 +100,21 @@ def test_a_row_opens_to_its_settings_and_its_difference(text):
 def test_all_recipes_are_in_the_overview_with_their_state(collect):
     shown = " ".join(_read(page([collect("quickstart", 1)])).text)
     assert all(name in shown for name in recipes.names())
+
+
+def test_the_overview_counts_the_verdicts_on_a_recipes_claims(collect):
+    collected = collect("date/table5", 3)
+    rulings = [verdict.ruling for verdict in build(collected).verdicts]
+    counted = [f"{rulings.count(r)} {r}" for r in ("supported", "contradicted", "undecided") if r in rulings]
+    assert counted
+    overview = page([collected]).partition('<section id="overview"')[2]
+    assert (
+        "".join(_read(f"<section{overview.partition('</section>')[0]}</section>").text).count(
+            ", ".join(counted)
+        )
+        == 1
+    )
+    assert "supported" not in page([]).partition('<section id="overview"')[2]
 
 
 def test_a_page_without_runs_is_an_overview(collect):
