@@ -47,7 +47,7 @@ MAY_IMPORT = {
 TORCH_FREE = [
     "cli", "benching", "listing", "live", "ablation", "recipes", "runs", "results", "store", "stats", "report",
     "metrics.coco", "metrics.crowd", "parts.experiment", "data.coco", "data.odgt", "data.convert", "data.check",
-    "data.drawn", "data.fingerprint", "data.images", "data.truth",
+    "data.drawn", "data.fingerprint", "data.images", "data.truth", "report.diff", "recipe_text",
 ]  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def test_help_is_quick_and_lists_every_command():
     outcome = detbench("--help")
     assert time.perf_counter() - started < 2, "a loaded machine is slow, but not that slow"
     assert outcome.returncode == 0
-    for command in ("ls", "show", "validate", "plan", "run", "ablate", "report", "runs", "doctor", "data"):
+    for command in ("ls", "show", "validate", "plan", "run", "ablate", "report", "runs", "diff", "verify", "doctor", "data"):
         assert command in outcome.stdout
 
 

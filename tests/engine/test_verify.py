@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -114,3 +116,15 @@ def test_a_run_from_before_a_setting_existed_still_verifies(folder):
     moved = folder.parent.with_name(result["digest"])
     folder.parent.rename(moved)
     assert verify(moved / "0").problems == ()
+
+
+def test_the_command_exits_1_and_names_what_differs(folder):
+    command = [sys.executable, "-m", "detbench", "verify", str(folder)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    change_result(folder, lambda tree: tree["metrics"].update(AP75=98.5))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "metrics: AP75: recorded 98.5" in done.stderr
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert any("result.json: changed" in problem for problem in json.loads(done.stdout)["problems"])
