@@ -114,7 +114,7 @@ def build(collected: Collected) -> Table:
         baseline=head.baseline,
         columns=columns,
         rows=rows,
-        notes=(*_notes(collected, rows, columns), *_verdict_notes(verdicts)),
+        notes=(*_notes(collected, rows, columns), *_verdict_notes(verdicts, collected.scale)),
         verdicts=verdicts,
     )
 
@@ -260,14 +260,21 @@ def _difference_notes(
             return
 
 
-def _verdict_notes(verdicts: Sequence[Verdict]) -> Iterable[str]:
-    """How claims were tested, where any was."""
+def _verdict_notes(verdicts: Sequence[Verdict], scale: Scale) -> Iterable[str]:
+    """How claims were tested, where any was, and what their margins are worth at this scale."""
     tested = sum(verdict.p_for is not None for verdict in verdicts)
     if tested:
         yield (
             "Verdicts on claims: one-sided t tests of the differences paired over seeds, at 5 %; p-values are "
             f"adjusted (Holm) for the {tested} claim{'s' if tested > 1 else ''} of this table that "
             f"{'were' if tested > 1 else 'was'} tested."
+        )
+    if scale != "paper" and any(
+        verdict.claim.margin and verdict.ruling != "undecided" for verdict in verdicts
+    ):
+        yield (
+            f"Margins of claims are meant for the paper's scale. Scale {scale} has other sizes and scores, so a "
+            "verdict with a margin says less there than one on order or sign."
         )
 
 

@@ -232,6 +232,16 @@ def test_a_table_has_its_verdicts_and_says_what_the_seeds_could_have_shown(colle
     assert table.notes[-1].endswith("adjusted (Holm) for the 1 claim of this table that was tested.")
 
 
+def test_a_verdict_with_a_margin_is_qualified_at_other_scales_than_the_papers(collect):
+    def notes(made: Claim, **changes: str) -> str:
+        return " ".join(build(replace(with_values(collect, UP, [made]), **changes)).notes)
+
+    within = claim("at_least", A, B, margin=-2.5)
+    assert "Margins of claims are meant for the paper's scale. Scale cpu" in notes(within)
+    assert "Margins" not in notes(within, scale="paper")
+    assert "Margins" not in notes(claim("sign", B, A))
+
+
 def test_verdicts_stand_in_every_form_for_people_and_in_json(collect):
     made = Claim(text="B beats A", place="section 9", kind="sign", rows=(B, A), note="or so")
     collected = with_values(collect, UP, [made])
