@@ -1,4 +1,4 @@
-"""Launcher for a clone: `python cli.py run date/table5`. The command line itself is detbench/cli.py."""
+"""Launcher for a clone: `python cli.py run date/table5`. The command line itself is detbench/cli/."""
 
 from detbench.cli import main
 

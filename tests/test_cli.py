@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from typer.testing import CliRunner
 
-from detbench import cli, live, recipes, runs, workers
-from detbench.cli import app
+from detbench import live, recipes, runs, workers
+from detbench.cli import app, running
 from detbench.results import RESULT
 from detbench.store import Store
 
@@ -194,7 +194,7 @@ def test_a_finished_run_that_is_forced_is_shown_at_work(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_while_runs_are_at_work_a_signal_to_stop_is_an_interrupt(number):
     before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), cli._signals_interrupt():
+    with pytest.raises(KeyboardInterrupt), running._signals_interrupt():
         signal.raise_signal(number)
     assert signal.getsignal(number) == before
 
@@ -202,7 +202,7 @@ def test_while_runs_are_at_work_a_signal_to_stop_is_an_interrupt(number):
 def test_under_nohup_a_hangup_stops_nothing():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with cli._signals_interrupt():
+        with running._signals_interrupt():
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)

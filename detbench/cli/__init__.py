@@ -1,0 +1,65 @@
+"""The command line: the list of all commands and where each is. `main` turns errors into exit codes.
+
+A command parses, makes one call into the library, and prints: data to stdout, progress and messages to stderr.
+Imports of detbench stand inside the commands, so that `--help` needs neither torch nor anything else that is slow.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from detbench import __version__
+from detbench.cli import bench, checking, data, recipes, reporting, running
+from detbench.cli.console import error_tree, print_json, say
+from detbench.errors import DetbenchError
+
+app = typer.Typer(
+    name="detbench",
+    help="An experiment bench for object detection: recipes, ablations and honest tables for five papers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(recipes.ls)
+app.command()(recipes.show)
+app.command()(recipes.validate)
+app.command()(recipes.plan)
+app.command()(running.run)
+app.command()(running.ablate)
+app.command()(reporting.report)
+app.command("runs")(reporting.list_runs)
+app.command()(reporting.diff)
+app.command()(checking.verify)
+app.command()(checking.doctor)
+app.add_typer(data.app, name="data")
+app.add_typer(bench.app, name="bench")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        print(f"detbench {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Runs the command line; turns every DetbenchError into one message and its exit code."""
+    try:
+        app()
+    except DetbenchError as error:
+        if "--json" in sys.argv:
+            print_json(error_tree(error))
+        say(str(error))
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

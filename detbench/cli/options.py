@@ -1,0 +1,83 @@
+"""What a command is told: options and arguments that several commands share, and what is read from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from detbench.recipe_text import Row
+    from detbench.recipes import Context, Recipe
+    from detbench.store import Store
+
+
+class Scale(StrEnum):
+    """The named overlays."""
+
+    smoke = "smoke"
+    cpu = "cpu"
+    gpu = "gpu"
+    paper = "paper"
+
+
+Patterns = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE... [KEY=VALUE]...",
+        help="Recipes or rows, globs allowed (date/table5, 'date/*', 'date/table5/DATE-F*', my/own.toml); "
+        "key.path=value overrides settings.",
+    ),
+]
+OptionalNames = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[RECIPE...]", help="Recipes or rows, globs allowed; all by default."),
+]
+ScaleOption = Annotated[Scale, typer.Option(help="smoke, cpu (the default), gpu or paper.")]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="A folder of your own data, in COCO's or CrowdHuman's format."),
+]
+StoreOption = Annotated[
+    Path, typer.Option("--runs", envvar="DETBENCH_RUNS", help="The folder that runs are kept in.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SeedsOption = Annotated[int, typer.Option(min=1, help="Runs of each row, with seeds 0, 1, ...")]
+JobsOption = Annotated[
+    int, typer.Option(min=1, help="Runs side by side; the free cores are divided among them.")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads of each run; by default the free cores / jobs.")
+]
+WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that load images, for each run.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Run again what is finished, from the start.")]
+BudgetOption = Annotated[
+    float | None, typer.Option(help="Refuse (exit 5) when the estimate exceeds so many minutes of one core.")
+]
+DEFAULT_RUNS = Path("runs")
+
+
+def parse(
+    patterns: Sequence[str], scale: Scale, data: Path | None
+) -> tuple[list[tuple[Recipe, list[Row]]], Context]:
+    """Positional arguments as recipes and overrides: what has a `=` before any `/` is an override."""
+    from detbench.errors import RecipeError
+    from detbench.recipes import Context, select
+
+    overrides = [text for text in patterns if "=" in text.partition("/")[0]]
+    names = [text for text in patterns if text not in overrides]
+    if not names:
+        raise RecipeError("name at least one recipe; `detbench ls` lists them")
+    context = Context(scale.value, None if data is None else str(data), tuple(overrides))
+    return select(names), context
+
+
+def open_store(root: Path) -> Store:
+    """The runs of a folder; imported late, as all that `--help` can do without."""
+    from detbench.store import Store
+
+    return Store(root)

@@ -1,0 +1,205 @@
+"""Commands that train and test: run, ablate."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from detbench.cli.console import fail, print_json, say
+from detbench.cli.options import (
+    DEFAULT_RUNS,
+    BudgetOption,
+    DataOption,
+    DeviceOption,
+    ForceOption,
+    JobsOption,
+    JsonOption,
+    Patterns,
+    Scale,
+    ScaleOption,
+    SeedsOption,
+    StoreOption,
+    ThreadsOption,
+    WorkersOption,
+    open_store,
+    parse,
+)
+from detbench.errors import BatchFailed, BudgetRefused, DetbenchError, Interrupted, RunFailed
+
+if TYPE_CHECKING:
+    from detbench.recipe_text import Row
+    from detbench.recipes import Context, Recipe
+    from detbench.store import Store
+    from detbench.workers import Outcome
+
+
+def run(
+    patterns: Patterns,
+    scale: ScaleOption = Scale.cpu,
+    data: DataOption = None,
+    seeds: SeedsOption = 1,
+    jobs: JobsOption = 1,
+    threads: ThreadsOption = None,
+    workers: WorkersOption = 0,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+    budget: BudgetOption = None,
+    runs: StoreOption = DEFAULT_RUNS,
+    as_json: JsonOption = False,
+) -> None:
+    """Train and test what is missing, then print the table."""
+    chosen, context = parse(patterns, scale, data)
+    _run(
+        chosen, context, store=open_store(runs), seeds=seeds, jobs=jobs, threads=threads, workers=workers,
+        device=device, force=force, budget=budget, as_json=as_json,
+    )  # fmt: skip
+
+
+def ablate(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of every run.")
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(help="The paper's name of a parameter, or a key path. Several make a grid."),
+    ] = None,
+    values: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Values between commas, ranges as FIRST..LAST/STEP (1..9/2, 0.1..0.9/0.2), one --values for each "
+            "--param; the paper's own by default."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Where the name stands in several recipes, or for key paths.")
+    ] = None,
+    row: Annotated[
+        str | None,
+        typer.Option(
+            help="The row a key path starts from, the baseline by default; of a parameter with several series, "
+            "those it stands in."
+        ),
+    ] = None,
+    scale: ScaleOption = Scale.cpu,
+    data: DataOption = None,
+    seeds: SeedsOption = 1,
+    jobs: JobsOption = 1,
+    threads: ThreadsOption = None,
+    workers: WorkersOption = 0,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+    budget: BudgetOption = None,
+    zipped: Annotated[
+        bool, typer.Option("--zip", help="Take the values of several --param side by side, not as a grid.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
+    runs: StoreOption = DEFAULT_RUNS,
+    as_json: JsonOption = False,
+) -> None:
+    """Run one parameter over several values, and print the table and its sweep."""
+    from detbench import ablation, listing
+    from detbench.runs import plan as make_plan
+
+    store = open_store(runs)
+    path = ablation.make(
+        param or [], values=values or [], recipe=recipe, row=row, folder=store.ablations, zipped=zipped
+    )
+    chosen, context = parse([str(path), *(overrides or [])], scale, data)
+    say(chosen[0][0].head.note)
+    if dry_run:
+        tree = listing.plan_tree(make_plan(chosen, context, seeds=range(seeds), store=store), chosen, store)
+        print_json(tree) if as_json else listing.show_plan(tree)
+        return
+    say(f"ablation written to {path}; `detbench report {path}` reports it again")
+    _run(
+        chosen, context, store=store, seeds=seeds, jobs=jobs, threads=threads, workers=workers, device=device,
+        force=force, budget=budget, as_json=as_json,
+    )  # fmt: skip
+
+
+def _run(
+    chosen: list[tuple[Recipe, list[Row]]], context: Context, *, store: Store, seeds: int, jobs: int,
+    threads: int | None, workers: int, device: str, force: bool, budget: float | None, as_json: bool,
+) -> None:  # fmt: skip
+    from detbench import listing
+    from detbench.live import watching
+    from detbench.report import collect, render
+    from detbench.runs import plan as make_plan
+    from detbench.workers import execute
+
+    cells = make_plan(chosen, context, seeds=range(seeds), store=store)
+    for recipe, rows in chosen:
+        _mention_waiting(recipe, rows)
+    if budget is not None:
+        _hold_to_budget(listing.plan_tree(cells, chosen, store), budget)
+    try:
+        with _signals_interrupt(), watching(cells) as watch:
+            outcomes = execute(
+                cells, store=store, jobs=jobs, threads=threads, workers=workers, device=device, force=force,
+                watch=watch,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped; finished runs and checkpoints are kept. The same command goes on where it stopped"
+        ) from None
+    tables = collect(store, [recipe.name for recipe, _ in chosen], context=context)
+    error = _failure(outcomes)
+    if error is not None and as_json:
+        fail(error, {"tables": json.loads(render(tables, "json"))})
+    print(render(tables, "json" if as_json else "terminal"), end="")
+    if error is not None:
+        raise error
+
+
+def _failure(outcomes: Sequence[Outcome]) -> DetbenchError | None:
+    """What is to be said of runs that failed."""
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if not failed:
+        return None
+    lines = [f"{outcome.cell.label}, seed {outcome.cell.seed}: {outcome.message}" for outcome in failed]
+    kind = RunFailed if len(outcomes) == len(failed) else BatchFailed
+    return kind(f"{len(failed)} of {len(outcomes)} runs failed:\n" + "\n".join(lines))
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP stop the work as Ctrl-C does: workers, in sessions of their own, would not hear of them."""
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def stop(number: int, frame: object) -> None:
+        for other in before:  # a second one must not cut off the saving
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _mention_waiting(recipe: Recipe, rows: Sequence[Row]) -> None:
+    for row in rows:
+        if recipe.needs(row):
+            say(f"{recipe.name}, row '{row.label}': passed over, needs: {', '.join(recipe.needs(row))}")
+
+
+def _hold_to_budget(tree: dict[str, Any], budget: float) -> None:
+    minutes = tree["total"]["minutes"]
+    if minutes is None:
+        raise BudgetRefused(
+            "the time can't be estimated, so it can't be held to a budget; leave --budget out"
+        )
+    if minutes > budget:
+        raise BudgetRefused(
+            f"about {minutes:.0f} minutes of one core, over the budget of {budget:g}; nothing started"
+        )
