@@ -153,7 +153,7 @@ def test_data_with_errors_is_one_json_document_with_the_findings(tmp_path):
 
 
 def test_a_table_with_rows_that_never_run_can_be_shown_as_json():
-    outcome = CliRunner().invoke(app, ["show", "date/table1", "align-detr/table4", "date/table4", "--json"])
+    outcome = CliRunner().invoke(app, ["show", "date/table1", "sized-l1/table4", "date/table4", "--json"])
     assert outcome.exit_code == 0, outcome.output
     states = {}
     for entry in json.loads(outcome.stdout):
