@@ -191,6 +191,15 @@ def test_a_finished_run_that_is_forced_is_shown_at_work(tmp_path):
     assert "was finished" not in shown.getvalue()
 
 
+@pytest.fixture
+def hears_hangups():
+    """Hears SIGHUP in this process and those it starts, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hears_hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_while_runs_are_at_work_a_signal_to_stop_is_an_interrupt(number):
     before = signal.getsignal(number)
@@ -208,6 +217,7 @@ def test_under_nohup_a_hangup_stops_nothing():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("hears_hangups")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
 def test_a_run_that_is_told_to_stop_stops_its_workers(number, tmp_path):
