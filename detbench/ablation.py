@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -217,8 +217,11 @@ def _recipe_tree(
         rows = [step.row for step in steps]
         sweeps = [_sweep_tree(series) for series in axes[0]]
     else:
-        rows = _combined(recipe, [axis[0] for axis in axes], start, zipped=zipped)
-        sweeps = []
+        series = [axis[0] for axis in axes]
+        lists = [one.steps for one in series]
+        places = list(zip(*lists, strict=True) if zipped else itertools.product(*lists))
+        rows = [_combined(recipe, series, steps, start) for steps in places]
+        sweeps = list(_grid_sweeps(params, places, rows, zipped=zipped))
         for first, *others in axes:
             if others:
                 names = ", ".join(f"'{series.name}'" for series in others)
@@ -241,34 +244,50 @@ def _recipe_tree(
     }
 
 
-def _combined(recipe: Recipe, axes: Sequence[Series], start: Row | None, *, zipped: bool) -> list[Row]:
-    """Every combination, or those of equal place.
+def _combined(recipe: Recipe, axes: Sequence[Series], steps: Sequence[Step], start: Row | None) -> Row:
+    """One value of each parameter together.
 
     Key paths change what the papers' own parameters make, or else the row to start from.
     """
-    rows = []
-    lists = [series.steps for series in axes]
-    for steps in zip(*lists, strict=True) if zipped else itertools.product(*lists):
-        pairs = list(zip(axes, steps, strict=True))
-        named = [step.row for series, step in pairs if not series.by_path]
-        label = ", ".join(f"{series.param}={_text(step.value)}" for series, step in pairs)
-        values = {key: step.value for series, step in pairs for key in series.keys}
-        # A kind starts its part afresh, so it comes before what is set in that part.
-        values = dict(sorted(values.items(), key=lambda item: not item[0].endswith(".kind")))
-        rows.append(_laid_over(named or [start or _baseline(recipe)], label, values))
-    return rows
+    pairs = list(zip(axes, steps, strict=True))
+    named = [step.row for series, step in pairs if not series.by_path]
+    label = ", ".join(f"{series.param}={_text(step.value)}" for series, step in pairs)
+    values = {key: step.value for series, step in pairs for key in series.keys}
+    # A kind starts its part afresh, so it comes before what is set in that part.
+    values = dict(sorted(values.items(), key=lambda item: not item[0].endswith(".kind")))
+    return _laid_over(named or [start or _baseline(recipe)], label, values)
+
+
+def _grid_sweeps(
+    params: Sequence[str], places: Sequence[Sequence[Step]], rows: Sequence[Row], *, zipped: bool
+) -> Iterator[Tree]:
+    """Each parameter's sweeps: one for all values that the others take meanwhile, which name the series.
+
+    So every row stands in one sweep of each parameter, from which its place in the grid can be read. Side by side,
+    the others change along: there is one sweep of each.
+    """
+    for axis, param in enumerate(params):
+        series: dict[str, list[Tree]] = {}
+        for steps, row in zip(places, rows, strict=True):
+            others = [(p, step) for i, (p, step) in enumerate(zip(params, steps, strict=True)) if i != axis]
+            name = ", ".join(
+                f"{other} side by side" if zipped else f"{other}={_text(step.value)}"
+                for other, step in others
+            )
+            series.setdefault(name, []).append(_point_tree(steps[axis].value, row))
+        for name, points in series.items():
+            yield {"param": param, "series": name, "point": points}
 
 
 def _sweep_tree(series: Series) -> Tree:
+    points = [_point_tree(step.value, step.row) for step in series.steps]
+    # No key: what else a further value would stand on is said by the rows, not by the sweep.
+    return {"param": series.param, "series": series.name, "point": points}
+
+
+def _point_tree(value: Any, row: Row) -> Tree:
     # Lists and tables have no place on an axis: they stand there by name.
-    points = [
-        {
-            "value": _text(step.value) if isinstance(step.value, list | dict) else step.value,
-            "label": step.row.label,
-        }
-        for step in series.steps
-    ]
-    return {"param": series.param, "key": list(series.keys), "series": series.name, "point": points}
+    return {"value": _text(value) if isinstance(value, list | dict) else value, "label": row.label}
 
 
 def _split(text: str, param: str) -> list[Any]:
@@ -288,7 +307,7 @@ def _split(text: str, param: str) -> list[Any]:
             f"ablate: {param}: 'unset' can't stand in a recipe, which an ablation is; give it as an override "
             f"to a run of its own: {param}=unset"
         )
-    return values
+    return list({_text(value): value for value in values}.values())  # each once
 
 
 def _expanded(piece: str, where: str) -> list[Any]:

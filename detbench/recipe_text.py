@@ -8,6 +8,7 @@ from pydantic import Field
 
 from detbench.parts.part import part
 
+Value = bool | int | float | str
 Scale = Literal["smoke", "cpu", "gpu", "paper"]
 SCALES: tuple[Scale, ...] = ("smoke", "cpu", "gpu", "paper")
 
@@ -84,7 +85,7 @@ class Point:
     `set` spells the value out where it is a name; else the sweep's key takes the value itself.
     """
 
-    value: bool | int | float | str
+    value: Value
     label: str
     set: dict[str, Any] = Field(default_factory=dict)
     use: str = ""

@@ -24,7 +24,18 @@ from detbench.overrides import Tree, apply_overrides, refuse_dates
 from detbench.parts.data import source_in
 from detbench.parts.experiment import Experiment, InitFrom, read_experiment
 from detbench.parts.part import closest, plain, read_part
-from detbench.recipe_text import SCALES, BaseText, Claim, Head, Point, RecipeText, Row, Scale, Sweep
+from detbench.recipe_text import (
+    SCALES,
+    BaseText,
+    Claim,
+    Head,
+    Point,
+    RecipeText,
+    Row,
+    Scale,
+    Sweep,
+    Value,
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,14 @@ class Recipe:
     def needs(self, row: Row) -> tuple[str, ...]:
         """Parts without which a row can't run; empty when it can."""
         return (*self.head.needs, *(n for n in row.needs if n not in self.head.needs))
+
+    def coordinates(self) -> dict[str, dict[str, Value]]:
+        """Label of each row that stands in sweeps to its value of each parameter: two of them make a grid."""
+        found: dict[str, dict[str, Value]] = {}
+        for sweep in self.sweeps:
+            for point in sweep.point:
+                found.setdefault(point.label, {})[sweep.param] = point.value
+        return found
 
     def runnable(self) -> list[Row]:
         """Rows that can be trained with the parts there are."""

@@ -184,6 +184,7 @@ def test_a_row_of_another_parameter_chooses_no_series(tmp_path: Path, own: str) 
         ("-1..1", [-1, 0, 1]),
         ("7,1..3,20", [7, 1, 2, 3, 20]),
         ("1e-4..3e-4/1e-4", [1e-4, 2e-4, 3e-4]),
+        ("1..3,2,1", [1, 2, 3]),
     ],
 )
 def test_a_range_stands_for_its_values_ends_included(text: str, values: list[float], tmp_path: Path) -> None:
@@ -206,6 +207,54 @@ def test_zipped_parameters_take_their_values_side_by_side(tmp_path: Path) -> Non
     )
     found = [(e.optim.lr, e.optim.weight_decay) for e in experiments(recipe).values()]
     assert found == [(0.1, 0.01), (0.2, 0.02), (0.3, 0.03)]
+
+
+def test_each_value_of_a_grid_can_be_read_from_its_sweeps(tmp_path: Path) -> None:
+    recipe = made(tmp_path, "optim.lr", "training.batch", values=("0.1,0.2", "8,16,32"))
+    assert recipe.coordinates() == {
+        f"optim.lr={lr}, training.batch={batch}": {"optim.lr": lr, "training.batch": batch}
+        for lr in (0.1, 0.2)
+        for batch in (8, 16, 32)
+    }
+    assert [(sweep.param, sweep.series, len(sweep.point)) for sweep in recipe.sweeps] == [
+        ("optim.lr", "training.batch=8", 2),
+        ("optim.lr", "training.batch=16", 2),
+        ("optim.lr", "training.batch=32", 2),
+        ("training.batch", "optim.lr=0.1", 3),
+        ("training.batch", "optim.lr=0.2", 3),
+    ]
+
+
+def test_three_parameters_make_a_grid_whose_series_name_both_others(tmp_path: Path) -> None:
+    names = ("optim.lr", "training.batch", "optim.weight_decay")
+    recipe = made(tmp_path, *names, values=("0.1,0.2", "8,16", "0.01,0.02"))
+    assert len(recipe.rows) == len(recipe.coordinates()) == 8
+    assert [sweep.series for sweep in recipe.sweeps if sweep.param == "optim.lr"] == [
+        "training.batch=8, optim.weight_decay=0.01",
+        "training.batch=8, optim.weight_decay=0.02",
+        "training.batch=16, optim.weight_decay=0.01",
+        "training.batch=16, optim.weight_decay=0.02",
+    ]
+
+
+def test_parameters_side_by_side_make_a_diagonal_of_one_sweep_each(tmp_path: Path) -> None:
+    recipe = made(tmp_path, "optim.lr", "training.batch", values=("0.1,0.2", "8,16"), zipped=True)
+    assert list(recipe.coordinates().values()) == [
+        {"optim.lr": 0.1, "training.batch": 8},
+        {"optim.lr": 0.2, "training.batch": 16},
+    ]
+    assert [(sweep.param, sweep.series) for sweep in recipe.sweeps] == [
+        ("optim.lr", "training.batch side by side"),
+        ("training.batch", "optim.lr side by side"),
+    ]
+
+
+def test_the_recipe_of_an_ablation_takes_no_value_that_its_rows_do_not_spell_out(tmp_path: Path) -> None:
+    first = made(tmp_path, "optim.lr", values=("0.1,0.2",), row="FCOS")
+    again = made(tmp_path, "optim.lr", values=("0.2",), recipe=str(first.path))
+    assert [row.use for row in again.rows.values()] == ["fcos"]
+    with pytest.raises(RecipeError, match=r"'optim\.lr' has no value '0\.3'; it is one of 0\.1, 0\.2"):
+        made(tmp_path, "optim.lr", values=("0.3",), recipe=str(first.path))
 
 
 def test_zipped_parameters_need_equally_many_values(tmp_path: Path) -> None:
