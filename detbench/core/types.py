@@ -36,6 +36,7 @@ class Targets:
         image_idx: (M,) int64, ascending: the image of each object.
         counts: number of objects of each image; a Python tuple, so that no device has to be asked.
         sizes: height and width of each resized image before padding.
+        pseudo: they are what a teacher made out, not annotations.
     """
 
     labels: Tensor
@@ -43,6 +44,7 @@ class Targets:
     image_idx: Tensor
     counts: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...]
+    pseudo: bool = False
 
     @staticmethod
     def of(labels: Sequence[Tensor], boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Targets:
@@ -81,12 +83,13 @@ class Targets:
         if times == 1:
             return self
         shift = torch.arange(times, device=self.image_idx.device) * len(self.counts)
-        return Targets(
-            self.labels.repeat(times),
-            self.boxes.repeat(times, 1),
-            (shift[:, None] + self.image_idx).flatten(),
-            self.counts * times,
-            self.sizes * times,
+        return dataclasses.replace(
+            self,
+            labels=self.labels.repeat(times),
+            boxes=self.boxes.repeat(times, 1),
+            image_idx=(shift[:, None] + self.image_idx).flatten(),
+            counts=self.counts * times,
+            sizes=self.sizes * times,
         )
 
     def of_one_class(self) -> Targets:
@@ -95,8 +98,11 @@ class Targets:
 
     def to(self, device: torch.device | str) -> Targets:
         """The same objects on another device."""
-        return Targets(
-            self.labels.to(device), self.boxes.to(device), self.image_idx.to(device), self.counts, self.sizes
+        return dataclasses.replace(
+            self,
+            labels=self.labels.to(device),
+            boxes=self.boxes.to(device),
+            image_idx=self.image_idx.to(device),
         )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from detbench.parts.part import Count, Fraction, NonNegative, OneOf, part
 
@@ -131,6 +133,21 @@ class Pixels:
 
 
 @part
+class Labelled:
+    """Only some training images count as labelled (COCO-partial; spec 8.1, `detbench.data.labelled`).
+
+    Attributes:
+        percent: of all images of the annotation file, rounded down to whole ones.
+        fold: number of the draw, from 1.
+        offset: added to the fold's number for its seed.
+    """
+
+    percent: Annotated[float, Field(gt=0, lt=100)]
+    fold: Count = 1
+    offset: Annotated[int, Field(ge=0)] = 0
+
+
+@part
 class Data:
     """The data of an experiment.
 
@@ -142,6 +159,9 @@ class Data:
         drop_empty: leave training images without objects out.
         min_image_side: leave training images with a smaller side out.
         min_box_side: annotated boxes smaller than this, in pixels of the file's image, are left out in training.
+        labelled: which training images are labelled; None for all. The others are a teacher's, without their
+            annotations; without a teacher nobody sees them.
+        unlabelled: another source whose training images a teacher labels; its annotations are not read (COCO-full).
     """
 
     source: OneOf[Source] = Drawn()
@@ -151,3 +171,5 @@ class Data:
     drop_empty: bool = True
     min_image_side: int = 32
     min_box_side: NonNegative = 1.0
+    labelled: Labelled | None = None
+    unlabelled: OneOf[Source] | None = None

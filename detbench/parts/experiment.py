@@ -11,6 +11,7 @@ from detbench.parts.combinations import problems_of
 from detbench.parts.data import Data
 from detbench.parts.detectors import Detector
 from detbench.parts.part import OneOf, digest_of, part, plain, read_part
+from detbench.parts.teaching import FirstStage, Teacher
 from detbench.parts.test import Test
 from detbench.parts.training import AdamW, Schedule, Sgd, Training
 
@@ -53,6 +54,8 @@ class Experiment:
         training: batch, precision, averaging.
         init: the run whose weights training starts from; None for the backbone's own weights, all else random.
         test: what is measured on the trained model. No part of the training's identity.
+        teacher: labels images that have no labels; None for none.
+        first_stage: how the model is supervised up to some step; None for the same branches throughout.
     """
 
     detector: OneOf[Detector]
@@ -63,6 +66,8 @@ class Experiment:
     training: Training = Training()
     init: InitFrom | None = None
     test: Test
+    teacher: Teacher | None = None
+    first_stage: FirstStage | None = None
 
     def identity(self, fingerprint: str) -> dict[str, Any]:
         """The plain tree that is hashed, see `identity_of`."""
@@ -82,11 +87,15 @@ def identity_of(tree: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
 
     Its data's fingerprint stands in place of the data's path. A run that it starts from counts with its training
     digest, whatever row names it. The batch size at test and the evaluation backend give the same numbers and
-    stand outside.
+    stand outside; so does what an experiment with all its labels leaves unset, as older records do.
     """
-    test = {key: value for key, value in tree["test"].items() if key != "batch"}
+    test = {k: v for k, v in tree["test"].items() if k != "batch" and (k, v) != ("student", False)}
     test["metrics"] = {key: value for key, value in test["metrics"].items() if key != "backend"}
-    identity = {**tree, "data": {**tree["data"], "source": fingerprint}, "test": test}
+    # The fingerprint is of both sources.
+    data = {**_without(tree["data"], "labelled", "unlabelled"), "source": fingerprint}
+    identity = {**_without(tree, "teacher", "first_stage"), "data": data, "test": test}
+    if data.get("unlabelled") is not None:
+        data["unlabelled"] = True
     init = tree["init"]
     if init is not None:
         assert init["source"] is not None, "a row's start is filled in when it is resolved"
@@ -101,6 +110,11 @@ def training_digest_of(tree: Mapping[str, Any], fingerprint: str) -> str:
     del identity["test"]
     identity["training"] = {key: v for key, v in identity["training"].items() if key != "evaluations"}
     return digest_of(identity)
+
+
+def _without(tree: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """The tree without those of its keys that are unset."""
+    return {key: value for key, value in tree.items() if key not in keys or value is not None}
 
 
 def read_experiment(tree: Mapping[str, Any], *, where: str) -> Experiment:

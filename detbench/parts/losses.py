@@ -89,6 +89,7 @@ class SizedL1:
         mean_over: the pairs behind a factor: those of "all_processes", so that N train as one does, or of
             "this_process". All layers of a query detector count.
         min_side: sides count as at least so many pixels of the network input: an object may be empty.
+        labels: "annotated" leaves a teacher's objects to the plain L1 (the paper's "Sup only").
         weigh_by: as in `BoxL1`.
     """
 
@@ -99,6 +100,7 @@ class SizedL1:
     mean_size: tuple[Positive, Positive] | None = None
     mean_over: Literal["all_processes", "this_process"] = "all_processes"
     min_side: Positive = 1.0
+    labels: Literal["all", "annotated"] = "all"
     weigh_by: WeighBy = "one"
     divide_by: DivideBy = "positives_raw"
 
@@ -108,8 +110,11 @@ class SizedL1:
 
     def __call__(self, supervision: Supervision) -> Tensor:
         """The sum over pairs and coordinates, not yet weighed or divided."""
+        from detbench.core.losses.boxes import box_l1_of
         from detbench.core.losses.sized import sized_l1_of
 
+        if supervision.targets.pseudo and self.labels == "annotated":
+            return box_l1_of(supervision, box_format=self.box_format, weigh_by=self.weigh_by)
         return sized_l1_of(
             supervision,
             box_format=self.box_format,

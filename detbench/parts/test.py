@@ -98,6 +98,7 @@ class Test:
         postprocess: predictions to detections.
         metrics: how detections are measured.
         batch: images at a time; does not change results.
+        student: test the student rather than its teacher.
     """
 
     __test__ = False  # no test class, whatever pytest thinks of its name
@@ -106,3 +107,4 @@ class Test:
     postprocess: OneOf[TopK | Nms]
     metrics: OneOf[CocoMetrics | CrowdMetrics] = CocoMetrics()
     batch: Count = 8
+    student: bool = False
