@@ -218,7 +218,7 @@ class Query:
             branches: the experiment's branches; their `predictor` says which output each reads, and what that needs.
             num_classes: without background.
         """
-        from detbench.core.detectors.query import build_query
+        from detbench.core.detectors.build_query import build_query
 
         return build_query(self, branches=branches, num_classes=num_classes)
 
