@@ -45,7 +45,7 @@ class PseudoLabels:
 
     Attributes:
         nms_iou: of the suppression.
-        min_score: detections below it are no candidates.
+        min_score: detections must exceed it.
         keep: most detections of an image before candidates are chosen.
         threshold: least score of a candidate that becomes an object.
     """
