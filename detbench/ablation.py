@@ -14,7 +14,7 @@ from detbench.errors import RecipeError
 from detbench.overrides import Tree, parse_value
 from detbench.parts.part import canonical, closest, digest_of, plain
 from detbench.recipe_text import SCALES, Row, Sweep
-from detbench.recipes import Recipe, find_param, load, merge, names, slug
+from detbench.recipes import Context, Recipe, find_param, load, merge, names, resolve, slug
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _recipe_tree(
         series = [axis[0] for axis in axes]
         lists = [one.steps for one in series]
         places = list(zip(*lists, strict=True) if zipped else itertools.product(*lists))
-        rows = [_combined(recipe, series, steps, start) for steps in places]
+        rows = _with_reported(recipe, [_combined(recipe, series, steps, start) for steps in places])
         sweeps = list(_grid_sweeps(params, places, rows, zipped=zipped))
         for first, *others in axes:
             if others:
@@ -256,6 +256,24 @@ def _combined(recipe: Recipe, axes: Sequence[Series], steps: Sequence[Step], sta
     # A kind starts its part afresh, so it comes before what is set in that part.
     values = dict(sorted(values.items(), key=lambda item: not item[0].endswith(".kind")))
     return _laid_over(named or [start or _baseline(recipe)], label, values)
+
+
+def _with_reported(recipe: Recipe, rows: Sequence[Row]) -> list[Row]:
+    """The rows with the paper's numbers, where at its scale they are an experiment that it reports."""
+
+    def experiment(row: Row) -> str | None:
+        try:
+            return canonical(plain(resolve(recipe, row, Context("paper"))))
+        except RecipeError:  # told where the row is to be run, at that scale
+            return None
+
+    papers = {experiment(row): row for row in recipe.runnable()}
+    papers.pop(None, None)
+    same = ((row, papers.get(experiment(row))) for row in rows)
+    return [
+        row if paper is None else replace(row, reported=paper.reported, source=paper.source)
+        for row, paper in same
+    ]
 
 
 def _grid_sweeps(

@@ -1,4 +1,4 @@
-"""Figures of a table: how its rows converged, what its sweeps found, how they fare by object size.
+"""Figures of a table: how its rows converged and how they fare by object size. Those of its sweeps are in sweeps.py.
 
 Drawn with matplotlib's object interface, which keeps no global state; it is imported inside the functions.
 Files are drawn for white paper. On the page the same drawing follows the reader's colours: page_svg turns
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detbench.recipe_text import Point, Sweep
 from detbench.recipes import slug
 from detbench.report.gather import Collected, Entry
 from detbench.results import Curve
@@ -28,12 +27,16 @@ if TYPE_CHECKING:
 # are equal, so that page_svg can tell them apart.
 INK, MUTED, GRID, PAPER = "#1f2328", "#646b74", "#d9dce1", "#ffffff"
 SERIES = ("#0072b2", "#d55e00", "#008a66", "#b8578c", "#9a7400", "#2a93c9", "#6a51a3", "#7a7a7a")
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {
-    color: f"series-{i}" for i, color in enumerate(SERIES)
-}
+# For what has an order: two thirds of plasma, 2.9:1 on white at least, and still in order in grey.
+ORDER = ("#0d0887", "#3e049c", "#6300a7", "#8707a6", "#a62098", "#c13b82", "#d6556d", "#e87059")
+VARIABLES = (
+    {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"}
+    | {color: f"series-{i}" for i, color in enumerate(SERIES)}
+    | {color: f"order-{i}" for i, color in enumerate(ORDER)}
+)
 
-_DASHES = ("-", (0, (5, 2)), (0, (1, 1.4)))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.4)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _WIDTH, _HEIGHT = 4.7, 3.0  # inches; 338 points: a phone shows it at its own size
 _SIZES = ("APs", "APm", "APl")
 _POINTS = 200  # of a line: more would make a page of megabytes
@@ -78,30 +81,31 @@ def draw(collected: Collected) -> list[Plot]:
                 from detbench.report.alignment import histograms
 
                 plots += histograms(collected)
-    params = dict.fromkeys(sweep.param for sweep in collected.recipe.sweeps)
-    plots += [sweeps(collected, param, metric) for param in params]
-    return [plot for plot in plots if plot is not None]
+    from detbench.report import sweeps
+
+    return [*(plot for plot in plots if plot is not None), *sweeps.draw(collected, metric)]
 
 
 def convergence(collected: Collected, metric: str, *, over: str) -> Plot | None:
-    """A metric over "epoch" or over "seconds" of training: the mean of the seeds and their range."""
-    series = []
-    for style, entry in _measured(collected):
-        marks = _aligned(entry.curves, lambda c: [(e, e["metrics"].get(metric)) for e in c.evaluations], over)
-        if marks:
-            series.append((style, entry, marks))
+    """A metric over "epoch" or over "seconds" of training: the seeds' mean and range, and at the end each of them."""
+    series = [
+        (style, entry, marks)
+        for style, entry in measured_rows(collected)
+        if (marks := evaluated(entry, metric, over))
+    ]
     if not series:
         return None
     unit, scale = (
-        ("epochs", 1.0) if over == "epoch" else _time_unit(x for *_, marks in series for x, *_ in marks)
+        ("epochs", 1.0) if over == "epoch" else _time_unit(mark.x for *_, marks in series for mark in marks)
     )
     figure, axes = canvas(f"{unit} of training" if over == "seconds" else unit, metric)
     for style, entry, marks in series:
-        x = [x / scale for x, *_ in marks]
-        axes.plot(x, [mean for _, mean, *_ in marks], label=entry.row.label, **style.line(marker=True))
+        x = [mark.x / scale for mark in marks]
+        axes.plot(x, [mark.mean for mark in marks], label=entry.row.label, **style.line(marker=True))
         if len(entry.curves) > 1:
-            low, high = [m[2] for m in marks], [m[3] for m in marks]
+            low, high = [min(mark.values) for mark in marks], [max(mark.values) for mark in marks]
             axes.fill_between(x, low, high, color=style.color, alpha=0.16, linewidth=0)
+            seeds(axes, x[-1], marks[-1].values, style.color)
     axes.set_xlim(left=0)
     legend(figure, axes)
     what = "epochs" if over == "epoch" else "training time"
@@ -109,10 +113,10 @@ def convergence(collected: Collected, metric: str, *, over: str) -> Plot | None:
 
 
 def losses(collected: Collected, name: str) -> Plot | None:
-    """A loss ("total" or "branch.loss") over steps: the seeds' smoothed mean, and faintly one seed as is."""
+    """A loss ("total" or "branch.loss") over steps: the seeds' smoothed mean, where each ends, faintly one as is."""
     series = [
         (style, entry)
-        for style, entry in _measured(collected)
+        for style, entry in measured_rows(collected)
         if any(name in step["losses"] for curve in entry.curves for step in curve.steps)
     ]
     if not series:
@@ -121,11 +125,14 @@ def losses(collected: Collected, name: str) -> Plot | None:
     for style, entry in series:
         raw = [(s["step"], s["losses"][name]) for s in entry.curves[0].steps if name in s["losses"]]
         axes.plot(*zip(*_thinned(raw), strict=True), color=style.color, alpha=0.22, linewidth=0.5)
-        marks = _aligned(entry.curves, lambda c: [(s, s["losses"].get(name)) for s in c.steps], "step")
-        smooth = zip((x for x, *_ in marks), _running_mean([mean for _, mean, *_ in marks]), strict=True)
+        marks = aligned(entry.curves, lambda c: [(s, s["losses"].get(name)) for s in c.steps], "step")
+        smooth = zip((mark.x for mark in marks), _running_mean([mark.mean for mark in marks]), strict=True)
         axes.plot(
             *zip(*_thinned(list(smooth)), strict=True), label=entry.row.label, **style.line(marker=False)
         )
+        if len(entry.curves) > 1:
+            each = zip(*(mark.values for mark in marks), strict=True)
+            seeds(axes, marks[-1].x, [_running_mean(values)[-1] for values in each], style.color)
     axes.set_xlim(left=0)
     if min(axes.dataLim.intervaly) > 0:
         _log_axis(axes)
@@ -136,7 +143,9 @@ def losses(collected: Collected, name: str) -> Plot | None:
 
 def sizes(collected: Collected) -> Plot | None:
     """AP of small, medium and large objects: a bar for the mean of each row, a dot for each seed."""
-    rows = [(style, entry) for style, entry in _measured(collected) if any(entry.values(m) for m in _SIZES)]
+    rows = [
+        (style, entry) for style, entry in measured_rows(collected) if any(entry.values(m) for m in _SIZES)
+    ]
     groups = [metric for metric in _SIZES if any(entry.values(metric) for _, entry in rows)]
     if not rows:
         return None
@@ -155,55 +164,13 @@ def sizes(collected: Collected) -> Plot | None:
             )  # fmt: skip
             label = None  # one bar of a row stands in the legend
             if len(values) > 1:
-                axes.plot([x] * len(values), values, ".", color=INK, markersize=2.5)
+                seeds(axes, x, values, INK)
     names = {"APs": "small\nAPs", "APm": "medium\nAPm", "APl": "large\nAPl"}
     axes.set_xticks(range(len(groups)), [names[metric] for metric in groups])
     axes.tick_params(axis="x", length=0)
     axes.grid(visible=False, axis="x")
     legend(figure, axes)
     return Plot("sizes", "AP by object size", figure)
-
-
-def sweeps(collected: Collected, param: str, metric: str) -> Plot | None:
-    """A parameter's sweeps: measured on the left axis, reported on the right one, both of the same span.
-
-    The levels of the two axes differ, as their scales do; slopes may be compared.
-    """
-    every = [sweep for sweep in collected.recipe.sweeps if sweep.param == param]
-    measured = [sweep for sweep in every if any(collected.entry(p.label).values(metric) for p in sweep.point)]
-    if not measured:
-        return None
-    place = _places([point.value for sweep in measured for point in sweep.point])
-    figure, axes = canvas(param, f"{metric} measured")
-    paper = axes.twinx()
-    for style, sweep in zip(_styles(), measured, strict=False):
-        dots = [
-            (place(point), list(collected.entry(point.label).values(metric).values()))
-            for point in _ordered(sweep, place)
-        ]
-        dots = [(x, values) for x, values in dots if values]
-        for x, values in dots:
-            axes.plot([x] * len(values), values, ".", color=style.color, alpha=0.55, markersize=4)
-        means = [sum(values) / len(values) for _, values in dots]
-        name = sweep.series or param
-        axes.plot([x for x, _ in dots], means, label=f"{name}, measured", **style.line(marker=True))
-        told = [(place(p), collected.entry(p.label).row.reported.get(metric)) for p in _ordered(sweep, place)]
-        told = [(x, value) for x, value in told if value is not None]
-        if told:
-            paper.plot(
-                *zip(*told, strict=True), color=style.color, linestyle=(0, (2, 2)), linewidth=1.1,
-                marker=style.marker, markersize=4.5, markerfacecolor=PAPER,
-                label=f"{name}, reported (right axis)",
-            )  # fmt: skip
-    _ticks(axes, place)
-    if paper.lines:
-        _same_span(axes, paper)
-        paper.set_ylabel(f"{metric} reported", color=MUTED)
-        _dress(paper)
-    else:
-        paper.set_axis_off()
-    legend(figure, axes, paper)
-    return Plot(f"sweep-{slug(param)}", f"{metric} over {param}", figure)
 
 
 def svg(figure: Figure) -> str:
@@ -242,7 +209,7 @@ def save(plot: Plot, folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class _Style:
+class Style:
     """How one row looks in every figure of its table."""
 
     color: str
@@ -256,19 +223,20 @@ class _Style:
         return {"color": self.color, "linestyle": self.dashes, "linewidth": 1.5} | drawn
 
 
-def _styles() -> Iterator[_Style]:
+def styles() -> Iterator[Style]:
     """Endless: all colours with full lines, then dashed, then dotted."""
     number = 0
     while True:
         turn, i = divmod(number, len(SERIES))
-        yield _Style(
-            SERIES[i], _DASHES[turn % len(_DASHES)], _MARKERS[i], ("", "////", "....")[turn % len(_DASHES)]
+        yield Style(
+            SERIES[i], DASHES[turn % len(DASHES)], MARKERS[i], ("", "////", "....")[turn % len(DASHES)]
         )
         number += 1
 
 
-def _measured(collected: Collected) -> list[tuple[_Style, Entry]]:
-    return list(zip(_styles(), (entry for entry in collected.entries if entry.results), strict=False))
+def measured_rows(collected: Collected) -> list[tuple[Style, Entry]]:
+    """The rows with runs, each with its style."""
+    return list(zip(styles(), (entry for entry in collected.entries if entry.results), strict=False))
 
 
 def _main_metric(collected: Collected) -> str:
@@ -291,22 +259,41 @@ def _loss_names(collected: Collected) -> list[str]:
 Pairs = Iterable[tuple[dict[str, Any], float | None]]
 
 
-def _aligned(
-    curves: Sequence[Curve], read: Callable[[Curve], Pairs], over: str
-) -> list[tuple[float, float, float, float]]:
-    """Mean x, mean, lowest and highest value over the seeds at each step that all of them logged."""
+@dataclass(frozen=True)
+class Mark:
+    """What the seeds of a row logged at one step.
+
+    Attributes:
+        x: step, epoch or seconds, on average over the seeds.
+        values: one for each seed, in their order.
+    """
+
+    x: float
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return sum(self.values) / len(self.values)
+
+
+def evaluated(entry: Entry, metric: str, over: str) -> list[Mark]:
+    """A row's evaluations over "epoch", "step" or "seconds"."""
+    return aligned(entry.curves, lambda c: [(e, e["metrics"].get(metric)) for e in c.evaluations], over)
+
+
+def aligned(curves: Sequence[Curve], read: Callable[[Curve], Pairs], over: str) -> list[Mark]:
+    """The seeds' values at each step that all of them logged."""
     by_step: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for curve in curves:
         for entry, value in read(curve):
             if value is not None:
                 by_step[entry["step"]].append((entry[over], value))
-    marks = []
-    for _, points in sorted(by_step.items()):
-        if len(points) == len(curves):
-            values = [value for _, value in points]
-            mean_x = sum(x for x, _ in points) / len(points)
-            marks.append((mean_x, sum(values) / len(values), min(values), max(values)))
-    return marks
+    return [
+        Mark(sum(x for x, _ in points) / len(points), tuple(value for _, value in points))
+        for _, points in sorted(by_step.items())
+        if len(points) == len(curves)
+    ]
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:
@@ -329,56 +316,6 @@ def _time_unit(seconds: Iterable[float]) -> tuple[str, float]:
     return ("minutes", 60.0) if longest < 3 * 3600 else ("hours", 3600.0)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a sweep's values stand on the x axis: numbers where they belong, names in a row."""
-
-    values: tuple[float | str | bool, ...]
-    numeric: bool
-    log: bool
-
-    def __call__(self, point: Point) -> float:
-        return float(point.value) if self.numeric else float(self.values.index(point.value))
-
-
-def _places(values: Sequence[float | str | bool]) -> _Place:
-    distinct = tuple(dict.fromkeys(values))
-    numbers = [float(v) for v in distinct if not isinstance(v, bool | str)]
-    numeric = len(numbers) == len(distinct)
-    return _Place(distinct, numeric, numeric and min(numbers) > 0 and max(numbers) / min(numbers) >= 6)
-
-
-def _ordered(sweep: Sweep, place: _Place) -> list[Point]:
-    return sorted(sweep.point, key=place)
-
-
-def _ticks(axes: Axes, place: _Place) -> None:
-    """Ticks at the values that were tried and nowhere else."""
-    from matplotlib.ticker import NullLocator
-
-    if place.log:
-        axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(NullLocator())
-    if place.numeric:
-        ticks = sorted(float(v) for v in place.values)
-        axes.set_xticks(ticks, [f"{v:g}" for v in ticks])
-    else:
-        names = [
-            {True: "yes", False: "no"}.get(v, str(v)) if isinstance(v, bool) else str(v) for v in place.values
-        ]
-        axes.set_xticks(range(len(names)), names)
-        axes.set_xlim(-0.4, len(names) - 0.6)
-
-
-def _same_span(left: Axes, right: Axes) -> None:
-    """Gives both axes the same height in the metric's unit, each around its own curve."""
-    limits = [axes.get_ylim() for axes in (left, right)]
-    span = max(high - low for low, high in limits)
-    for axes, (low, high) in zip((left, right), limits, strict=True):
-        middle = (low + high) / 2
-        axes.set_ylim(middle - span / 2, middle + span / 2)
-
-
 def _log_axis(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -398,11 +335,20 @@ def canvas(x: str, y: str) -> tuple[Figure, Axes]:
     axes.set_ylabel(y, color=MUTED)
     axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
-    _dress(axes)
+    dress(axes)
     return figure, axes
 
 
-def _dress(axes: Axes) -> None:
+def seeds(axes: Axes, x: float, values: Sequence[float], color: str) -> None:
+    """Each seed's number as a dot, where their mean is drawn."""
+    axes.plot(
+        [x] * len(values), values, "o", markersize=3.2, markerfacecolor=PAPER, markeredgecolor=color,
+        markeredgewidth=0.8,
+    )  # fmt: skip
+
+
+def dress(axes: Axes) -> None:
+    """Gives axes this room's colours and lines."""
     axes.patch.set_alpha(0)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")

@@ -44,6 +44,31 @@ def test_a_seed_that_stopped_early_does_not_bend_the_mean(collect):
     assert len(line.get_xdata()) == 3
 
 
+def test_every_seed_is_a_dot_where_a_curve_ends_and_on_each_bar(collect):
+    collected = collect("date/table5", 3)
+    entry = collected.entry("DATE-F (Ours)")
+    for plot, x, values in (
+        (plots.convergence(collected, "AP", over="epoch"), 8.0, entry.values("AP")),
+        (plots.sizes(collected), None, entry.values("APs")),
+    ):
+        dots = [line for line in plot.figure.axes[0].lines if line.get_linestyle() == "None"]
+        shown = [sorted(line.get_ydata()) for line in dots if x is None or set(line.get_xdata()) == {x}]
+        assert sorted(values.values()) in shown
+    alone = plots.convergence(collect("date/table5", 1), "AP", over="epoch").figure.axes[0]
+    assert all(line.get_linestyle() != "None" for line in alone.lines)
+
+
+def test_a_loss_curve_ends_in_a_dot_for_each_seed(collect):
+    figure = plots.losses(collect("date/table5", 3), "total").figure
+    dots = [line for line in figure.axes[0].lines if line.get_linestyle() == "None"]
+    rows = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
+    assert len(dots) == len(rows)
+    for dot, row in zip(dots, rows, strict=True):
+        assert len(dot.get_ydata()) == 3
+        assert sum(dot.get_ydata()) / 3 == pytest.approx(row.get_ydata()[-1])
+        assert set(dot.get_xdata()) == {row.get_xdata()[-1]}
+
+
 def test_a_row_has_one_colour_in_all_figures(collect):
     collected = collect("date/table5", 1)
     figures = [
@@ -52,23 +77,6 @@ def test_a_row_has_one_colour_in_all_figures(collect):
         plots.losses(collected, "o2o.cls"),
     ]
     assert len({_lines(plot.figure)["DATE-F (Ours)"].get_color() for plot in figures}) == 1
-
-
-def test_a_sweep_shows_the_papers_curve_on_an_axis_of_the_same_span(collect):
-    collected = collect("date/table10", 2)
-    figure = plots.sweeps(collected, "lambda_o2m", "AP").figure
-    told = _lines(figure, 1)["DATE-F, reported (right axis)"]
-    assert list(told.get_xdata()) == [0.5, 1.0, 2.0, 4.0]
-    assert list(told.get_ydata()) == [37.2, 37.3, 37.2, 36.8]
-    spans = [high - low for low, high in (axes.get_ylim() for axes in figure.axes)]
-    assert spans[0] == pytest.approx(spans[1])
-    assert figure.axes[0].get_ylabel() == "AP measured"
-    assert figure.axes[1].get_ylabel() == "AP reported"
-
-
-def test_a_sweep_over_names_has_a_tick_for_each(collect):
-    figure = plots.sweeps(collect("date/table5", 1), "o2m", "AP").figure
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["none", "retinanet", "fcos"]
 
 
 def test_bars_leave_out_a_size_that_no_image_has(special):
