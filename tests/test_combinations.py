@@ -176,7 +176,15 @@ def test_what_a_paper_puts_together_is_accepted(changes: dict[str, Any]) -> None
         (
             {"branches.decoder.losses.bbox.weigh_by": "match"},
             "branches.decoder.losses.bbox.weigh_by: 'match' needs an assigner that weighs its pairs: query_hungarian "
-            "with a rank, or sparse_correspondence; found 'query_hungarian'",
+            "with a rank, task_aligned or sparse_correspondence; found 'query_hungarian'",
+        ),
+        (
+            {"branches.decoder.losses.cls": {"kind": "task_aligned_focal", "divide_by": "objects"}},
+            "branches.decoder.losses.cls.kind: 'task_aligned_focal' needs an assigner that weighs its pairs",
+        ),
+        (
+            {"branches.decoder.losses.bbox.divide_by": "pair_weights"},
+            "branches.decoder.losses.bbox.divide_by: 'pair_weights' needs an assigner that weighs its pairs",
         ),
         (
             {"test.postprocess.quality": "product"},

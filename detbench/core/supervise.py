@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # mmdetection 2.25 adds float32's epsilon to every normaliser (spec 0), so that nothing over nothing is 0.
 _EPSILON = torch.finfo(torch.float32).eps
+_LAYER_BY_LAYER = ("pairs_local", "pair_weights")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ class Supervision(ABC):
         return 1
 
     @cached_property
+    def by_layer(self) -> Sequence[Supervision]:
+        """Each layer of the predictions by itself."""
+        return (self,)
+
+    @cached_property
     def is_last(self) -> Tensor:
         """(K,) False where a later pair names the same prediction again."""
         order = torch.arange(len(self._place), device=self._place.device)
@@ -106,6 +112,10 @@ class Supervision(ABC):
                 return self._mean_objects(1)
             case "copies":
                 return self._mean_objects(self.matches.copies)
+            case "pairs_local":
+                return self.predictions.pred_boxes.new_tensor(float(max(len(self._place), 1)))
+            case "pair_weights":
+                return mean_over_processes(self.pair_weights.sum()).clamp(min=1)
             case "one":
                 return self.predictions.pred_boxes.new_ones(())
 
@@ -169,6 +179,25 @@ class QuerySupervision(Supervision):
         """Layers of the output."""
         return self.predictions.num_layers
 
+    @cached_property
+    def by_layer(self) -> Sequence[Supervision]:
+        """Each layer by itself."""
+        num_images = len(self.targets.counts) // self.num_layers
+        targets, matches = self.targets.of_first(num_images), self.matches
+        of_pair = matches.image_idx.div(num_images, rounding_mode="floor")
+        layers = []
+        for layer in range(self.num_layers):
+            pairs = (of_pair == layer).nonzero().squeeze(1)
+            own = Matches(
+                matches.image_idx[pairs] - layer * num_images,
+                matches.pred_idx[pairs],
+                matches.target_idx[pairs] - layer * len(targets.labels),
+                weights=None if matches.weights is None else matches.weights[pairs],
+                copies=matches.copies,
+            )
+            layers.append(QuerySupervision(self.predictions.layer(layer), targets, own))
+        return layers
+
 
 def supervise(branch: Branch, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
     """The branch's losses by name, weighed and normalised; their sum is what the branch adds to training."""
@@ -186,6 +215,7 @@ def supervise(branch: Branch, predictions: Predictions, targets: Targets) -> dic
     losses = {}
     for name, loss in branch.losses.items():
         value: Callable[[Any], Tensor] = loss
-        mean = value(supervision) / (supervision.normaliser(loss.divide_by) + _EPSILON)
-        losses[name] = branch.weight * loss.weight * mean
+        parts = supervision.by_layer if loss.divide_by in _LAYER_BY_LAYER else (supervision,)
+        means = [value(part) / (part.normaliser(loss.divide_by) + _EPSILON) for part in parts]
+        losses[name] = branch.weight * loss.weight * torch.stack(means).sum()
     return losses

@@ -92,6 +92,18 @@ class Targets:
             sizes=self.sizes * times,
         )
 
+    def of_first(self, num_images: int) -> Targets:
+        """The objects of the first images alone."""
+        num = sum(self.counts[:num_images])
+        return dataclasses.replace(
+            self,
+            labels=self.labels[:num],
+            boxes=self.boxes[:num],
+            image_idx=self.image_idx[:num],
+            counts=self.counts[:num_images],
+            sizes=self.sizes[:num_images],
+        )
+
     def of_one_class(self) -> Targets:
         """The same objects, all of class 0: a first stage that only tells objects from background."""
         return dataclasses.replace(self, labels=torch.zeros_like(self.labels))
@@ -188,17 +200,26 @@ class QueryPredictions:
     pairs: Matches | None = None
     correspondence: Tensor | None = None
 
+    def layer(self, index: int) -> QueryPredictions:
+        """One layer alone; whom its queries answer for is left out."""
+
+        def own(x: Tensor) -> Tensor:
+            num_rows = len(x) // self.num_layers
+            return x[index * num_rows : (index + 1) * num_rows]
+
+        return QueryPredictions(
+            own(self.pred_logits),
+            own(self.pred_boxes),
+            anchors=self.anchors,
+            states=None if self.states is None else own(self.states),
+            pred_quality=None if self.pred_quality is None else own(self.pred_quality),
+            correspondence=None if self.correspondence is None else own(self.correspondence),
+        )
+
     @property
     def last(self) -> QueryPredictions:
         """The last layer alone, which is what a test looks at."""
-        start = len(self.pred_logits) // self.num_layers * (self.num_layers - 1)
-        return QueryPredictions(
-            self.pred_logits[start:],
-            self.pred_boxes[start:],
-            anchors=self.anchors,
-            states=None if self.states is None else self.states[start:],
-            pred_quality=None if self.pred_quality is None else self.pred_quality[start:],
-        )
+        return self.layer(self.num_layers - 1)
 
 
 Predictions = DensePredictions | QueryPredictions

@@ -267,6 +267,31 @@ class QueryIou:
 
 
 @part
+class TaskAligned:
+    """Several queries for each object, the best by class and box together, weighed (TOOD; Semi-DETR; spec 8.2).
+
+    quality = probability^score_power * IoU^iou_power. A query claimed by several objects answers for the one that it
+    overlaps most. A pair weighs its quality over the object's best, times the object's best IoU.
+
+    Attributes:
+        per_object: most queries of an object; those of quality 0 don't count.
+        score_power: TOOD's alpha.
+        iou_power: TOOD's beta.
+    """
+
+    kind: Literal["task_aligned"] = "task_aligned"
+    per_object: Count = 13
+    score_power: NonNegative = 1.0
+    iou_power: NonNegative = 6.0
+
+    def __call__(self, predictions: QueryPredictions, targets: Targets) -> Matches:
+        """Each layer by itself; a query answers for at most one object, an object may have none."""
+        from detbench.core.assign.task_aligned import assign_task_aligned
+
+        return assign_task_aligned(self, predictions, targets)
+
+
+@part
 class SparseCorrespondence:
     """The pairs that stand out in a probe's correspondence, weighed (Match-Free, section 3.3; spec 7.1, 7.2 a, b, e).
 
@@ -315,6 +340,6 @@ class Known:
 
 
 DenseAssigner = Hungarian | LeastCost | Poto | QualityAtss | FcosRule | MaxIou
-QueryAssigner = QueryHungarian | QueryIou | SparseCorrespondence | Known
+QueryAssigner = QueryHungarian | QueryIou | TaskAligned | SparseCorrespondence | Known
 Assigner = DenseAssigner | QueryAssigner
 """Every assignment rule a recipe may name."""

@@ -14,7 +14,7 @@ from detbench.parts.part import closest, flatten, plain
 if TYPE_CHECKING:
     from detbench.parts.experiment import Experiment, InitFrom, Module
 
-QUERY_NORMALISERS = ("objects", "copies", "one")
+QUERY_NORMALISERS = ("objects", "copies", "pairs_local", "pair_weights", "one")
 
 
 def problems_of(experiment: Experiment) -> Iterator[str]:
@@ -186,13 +186,20 @@ def _pair_weights(branches: dict[str, Branch]) -> Iterator[str]:
     for name, branch in branches.items():
         assigner = branch.assigner
         ranked = assigner.kind == "query_hungarian" and assigner.rank is not None
+        if ranked or assigner.kind in ("task_aligned", "sparse_correspondence"):
+            continue
         for loss_name, loss in branch.losses.items():
-            asks = getattr(loss, "weigh_by", "one") == "match"
-            if asks and not ranked and assigner.kind != "sparse_correspondence":
-                yield (
-                    f"branches.{name}.losses.{loss_name}.weigh_by: 'match' needs an assigner that weighs its pairs: "
-                    f"query_hungarian with a rank, or sparse_correspondence; found '{assigner.kind}'"
-                )
+            where = f"branches.{name}.losses.{loss_name}"
+            for key, asked in (
+                ("kind", "task_aligned_focal"),
+                ("weigh_by", "match"),
+                ("divide_by", "pair_weights"),
+            ):
+                if getattr(loss, key, None) == asked:
+                    yield (
+                        f"{where}.{key}: '{asked}' needs an assigner that weighs its pairs: query_hungarian with a "
+                        f"rank, task_aligned or sparse_correspondence; found '{assigner.kind}'"
+                    )
 
 
 # What decides the shapes and the meaning of a module's weights, below `detector`.

@@ -9,9 +9,12 @@
     objects            max(mean over processes of the number of objects, 1), whatever the number of layers
     copies             the same, each object counted as often as this process's assigner repeats it (denoising
                        groups, H-DETR)
+    pairs_local        max(number of matched pairs on this process, 1), layer by layer
+    pair_weights       max(mean over processes of the sum of the pairs' weights, 1), layer by layer
     one                nothing: the plain sum
 
-The sum over a query detector's layers is divided once, so that layers add up as in DETR.
+Where it doesn't say "layer by layer", the sum over a query detector's layers is divided once; in either case layers
+add up as in DETR.
 """
 
 from __future__ import annotations
@@ -28,7 +31,17 @@ if TYPE_CHECKING:
 
     from detbench.core.supervise import DenseSupervision, QuerySupervision, Supervision
 
-DivideBy = Literal["positives", "positives_raw", "positives_local", "centerness", "objects", "copies", "one"]
+DivideBy = Literal[
+    "positives",
+    "positives_raw",
+    "positives_local",
+    "centerness",
+    "objects",
+    "copies",
+    "pairs_local",
+    "pair_weights",
+    "one",
+]
 
 WeighBy = Literal["one", "match"]
 
@@ -87,7 +100,7 @@ class SizedL1:
             `mean_size`, axis by axis.
         mean_size: of "constant": width and height, such as the training set's normalised means.
         mean_over: the pairs behind a factor: those of "all_processes", so that N train as one does, or of
-            "this_process". All layers of a query detector count.
+            "this_process". All layers of a query detector count, unless its loss is divided layer by layer.
         min_side: sides count as at least so many pixels of the network input: an object may be empty.
         labels: "annotated" leaves a teacher's objects to the plain L1 (the paper's "Sup only").
         weigh_by: as in `BoxL1`.
@@ -300,6 +313,26 @@ class QualityFocal:
 
 
 @part
+class TaskAlignedFocal:
+    """Quality focal loss whose target at a matched query is the pair's weight (TOOD; Semi-DETR; spec 8.2).
+
+    Attributes:
+        gamma: exponent of |target - probability|.
+    """
+
+    kind: Literal["task_aligned_focal"] = "task_aligned_focal"
+    weight: NonNegative = 2.0
+    gamma: Annotated[float, Field(ge=1)] = 2.0
+    divide_by: DivideBy = "pair_weights"
+
+    def __call__(self, supervision: QuerySupervision) -> Tensor:
+        """The sum, not yet weighed or divided."""
+        from detbench.core.losses.quality import task_aligned_focal_of
+
+        return task_aligned_focal_of(supervision, gamma=self.gamma)
+
+
+@part
 class Varifocal:
     """Varifocal loss: as `QualityFocal`, but matched queries are weighed by their IoU (arXiv:2008.13367, Eq. 2).
 
@@ -429,6 +462,7 @@ QueryLoss = (
     | Align
     | IaBce
     | QualityFocal
+    | TaskAlignedFocal
     | Varifocal
     | PositionSupervised
     | IouQuality

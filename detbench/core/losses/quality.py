@@ -28,6 +28,12 @@ def quality_focal_of(supervision: QuerySupervision, *, beta: float, iou_eps: flo
     return sum_over_classes(supervision, positives, alpha=0.0, gamma=beta)
 
 
+def task_aligned_focal_of(supervision: QuerySupervision, *, gamma: float) -> Tensor:
+    """The sum of `quality_focal` over pairs, at their weights, and of p^gamma (-ln(1 - p)) elsewhere (spec 8.2)."""
+    positives = quality_focal(supervision.positive_logits, supervision.pair_weights, beta=gamma)
+    return sum_over_classes(supervision, positives, alpha=0.0, gamma=gamma)
+
+
 def varifocal_of(supervision: QuerySupervision, *, alpha: float, gamma: float, iou_eps: float) -> Tensor:
     """The sum over pairs of u BCE(p, u) with u their IoU, and of alpha p^gamma (-ln(1 - p)) over everything else.
 
