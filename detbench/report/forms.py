@@ -27,8 +27,12 @@ Part = Literal["measured", "spread", "difference", "interval", "reported"]
 Mark = Callable[[str, "int | None"], str]
 
 _CSV_HEAD = (
-    "table", "row", "state", "seeds", "steps", "metric", "measured", "sd", "low", "high", "count",
+    "table", "row", "state", "seeds", "steps", "metric", "measured", "sd", "low", "high", "count", "by_seed",
     "difference", "difference_low", "difference_high", "difference_count", "reported", "rank", "remark",
+)  # fmt: skip
+_CLAIMS_HEAD = (
+    "table", "claim", "place", "note", "kind", "metric", "rows", "verdict", "seeds", "p_for", "p_against",
+    "reason", "decided_by",
 )  # fmt: skip
 _RULING_STYLES: dict[Ruling, str] = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 _LATEX = {
@@ -132,7 +136,10 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A `table` for a paper (needs booktabs): best bold, second underlined, the spread small beside it."""
+    """A `table` for a paper (needs booktabs): best bold, second underlined, the spread small beside it.
+
+    Verdicts on claims are a list of their own after it.
+    """
 
     def mark(text: str, rank: int | None) -> str:
         number, plus_minus, spread = text.partition(" ± ")
@@ -162,11 +169,19 @@ def latex(table: Table) -> str:
     out += [r"\bottomrule", r"\end{tabular}"]
     if table.notes:
         out += [r"", r"\medskip", rf"{{\footnotesize {' '.join(_latex(note) for note in table.notes)}\par}}"]
-    return "\n".join([*out, r"\end{table}"]) + "\n"
+    out.append(r"\end{table}")
+    if table.verdicts:
+        out += [r"", r"\begin{description}"]
+        out += [
+            rf"\item[{verdict.ruling}] {_latex(claim_text(verdict))}. {_latex(verdict.text)}"
+            for verdict in table.verdicts
+        ]
+        out.append(r"\end{description}")
+    return "\n".join(out) + "\n"
 
 
 def csv_text(tables: Sequence[Table]) -> str:
-    """One line for each cell, in full precision; what is not known is empty."""
+    """One line for each cell, in full precision; what is not known is empty. Claims: see `claims_csv`."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(_CSV_HEAD)
@@ -177,9 +192,24 @@ def csv_text(tables: Sequence[Table]) -> str:
                 writer.writerow([
                     table.name, row.label, row.state, " ".join(map(str, row.seeds)), row.steps, column.metric,
                     *((m.mean, m.sd, m.low, m.high, m.count) if m else [None] * 5),
+                    " ".join(f"{seed}:{number!r}" for seed, number in cell.by_seed.items()),
                     *((d.mean, d.low, d.high, d.count) if d else [None] * 4),
                     cell.reported, cell.rank, row.remark,
                 ])  # fmt: skip
+    return stream.getvalue()
+
+
+def claims_csv(table: Table) -> str:
+    """One line for each claim about a table with its verdict; labels of rows are told apart by " | "."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(_CLAIMS_HEAD)
+    for verdict in table.verdicts:
+        claim = verdict.claim
+        writer.writerow([
+            table.name, claim.text, claim.place, claim.note, claim.kind, claim.metric, " | ".join(claim.rows),
+            verdict.ruling, verdict.seeds, verdict.p_for, verdict.p_against, verdict.reason, verdict.decided_by,
+        ])  # fmt: skip
     return stream.getvalue()
 
 
@@ -189,8 +219,10 @@ def json_text(tables: Sequence[Table]) -> str:
 
 
 def html(table: Table) -> str:
-    """The table as an HTML fragment, with its caption and notes."""
-    return environment().get_template("table.html.j2").render(table=table)
+    """The table as an HTML fragment, with its caption, its notes and the verdicts on its claims."""
+    templates = environment()
+    parts = ("table.html.j2", "claims.html.j2")
+    return "".join(templates.get_template(part).render(table=table) for part in parts)
 
 
 def environment() -> jinja2.Environment:
@@ -207,6 +239,7 @@ def environment() -> jinja2.Environment:
     )
     templates.filters |= {
         "number": number_text, "spread": spread_text, "interval": interval_text, "facts": row_facts,
+        "seed_places": seed_places,
         "minus": lambda text: re.sub(r"(?<!\w)-(?=\d)", "−", text),
     }  # fmt: skip
     return templates
@@ -218,9 +251,38 @@ def spread_text(estimate: Estimate, column: Column) -> str:
 
 
 def row_facts(row: TableRow) -> str:
-    """What stands beside a row's label: its number of seeds, or why it has none."""
-    seeds = f"{len(row.seeds)} seed{'s' if len(row.seeds) != 1 else ''}" if row.seeds else ""
-    return "; ".join(filter(None, (seeds, row.remark)))
+    """What stands beside a row's label: how many seeds it has and which, or why it has none."""
+    return "; ".join(filter(None, (seeds_text(row.seeds), row.remark)))
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """How many and which: "1 seed: 0", "5 seeds: 0–3, 7"; "" for none."""
+    if not seeds:
+        return ""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    which = [f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}: {', '.join(which)}"
+
+
+def seed_places(cell: TableCell, table: Table, column: Column) -> list[tuple[int, float, float]]:
+    """Each seed of a cell, its number, and where its dot stands: 0 at the column's lowest number, 100 at its highest.
+
+    None of a single seed, which is the mean, and of a number that is counted, the same for every seed.
+    """
+    if len(cell.by_seed) < 2 or column.counted:
+        return []
+    index = table.columns.index(column)
+    every = [number for row in table.rows for number in row.cells[index].by_seed.values()]
+    low, high = min(every), max(every)
+    return [
+        (seed, number, 100 * (number - low) / (high - low) if high > low else 50.0)
+        for seed, number in cell.by_seed.items()
+    ]
 
 
 def claim_text(verdict: Verdict) -> str:

@@ -65,13 +65,16 @@ class Line:
 
 
 def write_site(collections: Sequence[Collected], folder: Path) -> Path:
-    """Writes index.html, tables/ (Markdown, CSV, JSON, LaTeX) and plots/ (SVG, PNG); returns the page."""
+    """Writes index.html, tables/ (Markdown, CSV, JSON, LaTeX; claims as CSV), plots/ (SVG, PNG); returns the page."""
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     sections = [_section(collected) for collected in collections]
     for section in sections:
         for form, suffix in _FILES:
             path = folder / "tables" / f"{section.key}.{suffix}"
             path.write_text(forms.render([section.table], form), encoding="utf-8")
+        if section.table.verdicts:
+            path = folder / "tables" / f"{section.key}-claims.csv"
+            path.write_text(forms.claims_csv(section.table), encoding="utf-8")
         for plot in section.plots:
             plots.save(plot, folder / "plots" / section.key)
     path = folder / "index.html"

@@ -21,12 +21,14 @@ class TableCell:
 
     Attributes:
         measured: over the seeds; None where nothing was measured.
+        by_seed: seed to its number; runs in which it could not be measured are left out.
         reported: by the paper; None where it prints none.
         difference: measured minus the baseline row's, paired over the seeds both have; with one seed, over images.
         rank: 1 best, 2 second best of the measured rows at the digits shown; ties share a rank.
     """
 
     measured: Estimate | None
+    by_seed: dict[int, float]
     reported: float | None
     difference: Estimate | None
     rank: int | None
@@ -137,6 +139,7 @@ def _cells(collected: Collected, column: Column) -> list[TableCell]:
     return [
         TableCell(
             measured=estimate,
+            by_seed=entry.values(column.metric),
             reported=entry.row.reported.get(column.metric),
             difference=None if baseline is None or entry is baseline else difference(entry, baseline, column),
             rank=rank,

@@ -54,6 +54,25 @@ reported = { AP = 50.0 }
 [[row]]
 label = "waiting"
 use = "fcos"
+
+[[claim]]
+text = "x_y=1 & 50 % is ahead of a"
+place = "section 1, p. <3>"
+note = "about $5"
+kind = "sign"
+rows = ["x_y=1† {50 %} <b>#1</b>", "a, b & c"]
+
+[[claim]]
+text = "a is ahead of x_y=1 by 90"
+place = "abstract"
+kind = "at_least"
+margin = 90
+rows = ["a, b & c", "x_y=1† {50 %} <b>#1</b>"]
+
+[[claim]]
+text = "waiting is worst"
+place = "abstract"
+rows = ["a, b & c", "waiting"]
 """
 
 
@@ -158,5 +177,5 @@ def special(tmp_path_factory: pytest.TempPathFactory) -> Collected:
     """A table with every state a row can be in and signs that each form must escape. Not to be changed."""
     path = tmp_path_factory.mktemp("recipes") / "specials.toml"
     path.write_text(SPECIALS, encoding="utf-8")
-    rows = {"a, b & c": (0, 1, 2), "x_y=1† {50 %} <b>#1</b>": (0, 1)}
+    rows = {"a, b & c": (0, 1, 2, 5), "x_y=1† {50 %} <b>#1</b>": (0, 2)}
     return collected(recipes.load(str(path)), rows, missing={"x_y=1† {50 %} <b>#1</b>": {"APs"}})

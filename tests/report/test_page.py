@@ -133,7 +133,7 @@ def test_the_site_holds_page_tables_and_plots(collect, tmp_path):
     assert path == tmp_path / "index.html"
     key = key_of(collected)
     assert sorted(p.name for p in (tmp_path / "tables").iterdir()) == sorted(
-        f"{key}.{suffix}" for suffix in ("md", "csv", "json", "tex")
+        f"{key}{suffix}" for suffix in (".md", ".csv", ".json", ".tex", "-claims.csv")
     )
     assert (tmp_path / "plots" / key / "convergence-epoch.svg").is_file()
     assert (tmp_path / "plots" / key / "convergence-epoch.png").read_bytes().startswith(b"\x89PNG")
