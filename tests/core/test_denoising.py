@@ -150,7 +150,7 @@ def test_a_batch_without_objects_has_no_query_and_one_copy():
 
 
 def test_queries_see_what_the_specification_lets_them_see():
-    visible = visibility(num_groups=3, group_size=4, num_one_to_one=5, num_one_to_many=2, device=CPU)
+    visible = visibility(groups=(4, 4, 4), num_one_to_one=5, num_one_to_many=2, device=CPU)
     assert visible is not None
 
     def kind(i: int) -> str:
@@ -166,4 +166,4 @@ def test_queries_see_what_the_specification_lets_them_see():
 
 
 def test_queries_of_one_kind_need_no_mask():
-    assert visibility(num_groups=1, group_size=0, num_one_to_one=5, num_one_to_many=0, device=CPU) is None
+    assert visibility(groups=(0,), num_one_to_one=5, num_one_to_many=0, device=CPU) is None

@@ -17,6 +17,7 @@ from detbench.core.detectors.channel_mapper import ChannelMapper as ChannelMappe
 from detbench.core.detectors.query import QueryDetector
 from detbench.core.layers.attention import SelfAttention
 from detbench.core.layers.transformer import inverse_sigmoid
+from detbench.core.queries.boxes import BoxQueries
 from detbench.core.types import QueryPredictions, Targets
 from detbench.errors import RecipeError
 from detbench.parts.assigners import Known, QueryHungarian
@@ -508,3 +509,61 @@ def test_more_queries_than_tokens_are_refused():
     model = detector(queries=ProposalQueries(num=300))
     with pytest.raises(RecipeError, match=r"300 proposals.*only 280 tokens"):
         model(IMAGES, TARGETS.sizes, branches=["decoder"])
+
+
+# ---- queries made elsewhere
+
+
+def made_elsewhere(*, num: int = 4, groups: int = 2, seed: int = 0) -> BoxQueries:
+    generator = torch.Generator().manual_seed(seed)
+    content = torch.randn(3, num, 16, generator=generator)
+    return BoxQueries(content, torch.rand(3, num, 4, generator=generator) * 0.5 + 0.2, groups)
+
+
+def beside(model: QueryDetector, queries: BoxQueries) -> tuple[dict[str, QueryPredictions], Tensor]:
+    torch.manual_seed(3)
+    predictions, states = model.decode(model.encode(IMAGES, TARGETS.sizes), TARGETS, beside=queries)
+    assert states is not None
+    return predictions, states
+
+
+@pytest.mark.parametrize("position", ["reference", "proposal"])
+def test_nobody_sees_queries_made_elsewhere(position: Any):
+    queries = ProposalQueries(num=6, content="proposal_and_token", position=position)
+    model = shaken(detector(queries=queries))
+    plain = run(model)
+    predictions, _ = beside(model, made_elsewhere())
+    for name, expected in plain.items():
+        assert same(predictions[name], expected), name
+
+
+def test_groups_made_elsewhere_decode_as_one_alone_does():
+    model = shaken(detector())
+    _, alone = beside(model, made_elsewhere(groups=1))
+    _, three = beside(model, made_elsewhere(groups=3))
+    assert alone.shape == (3, 3, 4, 16)  # layers, images, queries, channels
+    for group in three.split(4, 2):
+        assert torch.allclose(group, alone, atol=1e-5)
+
+
+def test_queries_made_elsewhere_see_each_other_and_the_matching_queries():
+    model = shaken(detector())
+    queries = made_elsewhere(groups=1)
+    queries.content.requires_grad_()
+    _, states = beside(model, queries)
+    states[:, :, 0].square().sum().backward()
+    assert queries.content.grad is not None
+    assert (queries.content.grad.abs().sum(-1) > 0).all()
+    learned = model.queries.one_to_one.content
+    assert learned.weight.grad.abs().sum() > 0
+
+
+def test_states_of_queries_made_elsewhere_are_those_of_the_same_denoising_queries():
+    model = shaken(detector())
+    torch.manual_seed(3)
+    noisy = model.queries.denoising(TARGETS)
+    group = slice(2 * noisy.most_objects)
+    queries = BoxQueries(noisy.content[:, group], noisy.reference[:, group], 1)
+    expected = run(model, "denoising")["denoising"].states
+    _, states = beside(model, queries)
+    assert torch.allclose(states.flatten(0, 1), expected[:, group], atol=1e-5)

@@ -15,6 +15,7 @@ from detbench.core.detectors.gt_probe import ProbeModule
 from detbench.core.detectors.heads import Heads
 from detbench.core.layers.tokens import Layout, TokenGrid, lay_out
 from detbench.core.layers.transformer import Transformer, refine
+from detbench.core.queries.boxes import BoxQueries
 from detbench.core.queries.denoising import DenoisingQueries, NoisyQueries
 from detbench.core.queries.learned import LearnedQueries
 from detbench.core.queries.proposal_nms import select_after_nms
@@ -108,10 +109,48 @@ class QueryDetector(nn.Module):
         Raises:
             RecipeError: when a two-stage detector is to make more queries than the images have tokens.
         """
-        outputs = self._wanted(branches)
-        memory, grid = self._encode(images, sizes)
+        predictions, _ = self.decode(self.encode(images, sizes), targets, branches)
+        return predictions
+
+    def encode(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> Encoded:
+        """(B, 3, H, W) padded images and their unpadded sizes to all that decoding needs of them."""
+        levels = self.neck(self.backbone(images))
+        memory = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], 1)
+        memory = memory.to(torch.promote_types(memory.dtype, torch.float32))
+        grid = lay_out(
+            self.layout,
+            tuple((x.shape[-2], x.shape[-1]) for x in levels),
+            sizes=sizes,
+            padded_size=(images.shape[-2], images.shape[-1]),
+            device=memory.device,
+            dtype=memory.dtype,
+        )
+        if self.transformer.encoder is not None:
+            memory = self.transformer.encoder(memory, grid)
+        return Encoded(levels, memory, grid, tuple((int(h), int(w)) for h, w in sizes))
+
+    def decode(
+        self,
+        encoded: Encoded,
+        targets: Targets | None = None,
+        branches: Sequence[str] | None = None,
+        beside: BoxQueries | None = None,
+    ) -> tuple[dict[str, QueryPredictions], Tensor | None]:
+        """Predictions by branch, see `forward`, and what becomes of queries made elsewhere.
+
+        Args:
+            encoded: images.
+            targets: their objects.
+            branches: those wanted; None for all.
+            beside: queries of a two-stage detector to decode beside its own; None for none.
+
+        Returns:
+            predictions by branch; (layers, B, groups * K, D) states of the K queries of each group.
+        """
+        outputs, memory, grid = self._wanted(branches), encoded.memory, encoded.grid
         first = self._propose(memory, grid, outputs) if self._is_two_stage else None
-        predictions = {}
+        predictions: dict[str, QueryPredictions] = {}
+        states_beside = None
         for name, output in outputs.items():
             if output.kind == "encoder":
                 assert first is not None  # Experiment refuses it without a first stage
@@ -121,11 +160,20 @@ class QueryDetector(nn.Module):
         decoded = {name: output for name, output in outputs.items() if output.kind != "encoder"}
         if decoded:
             if targets is None:
-                targets = _no_objects(sizes, images.device)
-            start = self._start(first, decoded, targets)
+                targets = _no_objects(encoded.sizes, memory.device)
+            start = self._start(first, decoded, targets, beside)
             states, boxes = self._decode(start, memory, grid)
             predictions |= self._read(decoded, start, states, boxes, targets)
-        return predictions
+            if beside is not None:
+                states_beside = torch.stack([state[:, start.spans["beside"]] for state in states])
+        return predictions, states_beside
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the neck's levels, in pixels."""
+        num_read, num_made = len(self.neck.maps), len(self.neck.extra)
+        finest = self.backbone.strides[-1] >> (num_read - 1)
+        return tuple(finest << level for level in range(num_read + num_made))
 
     def parameters_of(self, branches: Sequence[str] | None = None) -> Iterator[nn.Parameter]:
         """The parameters that take part in predicting these branches; None for all."""
@@ -167,23 +215,6 @@ class QueryDetector(nn.Module):
         num_layers = len(self.transformer.decoder.layers)
         return sorted({layer for output in outputs for layer in layers_of(output, num_layers)})
 
-    def _encode(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, TokenGrid]:
-        """(B, S, D) memory in at least float32, and where its tokens stand."""
-        levels = self.neck(self.backbone(images))
-        memory = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], 1)
-        memory = memory.to(torch.promote_types(memory.dtype, torch.float32))
-        grid = lay_out(
-            self.layout,
-            tuple((x.shape[-2], x.shape[-1]) for x in levels),
-            sizes=sizes,
-            padded_size=(images.shape[-2], images.shape[-1]),
-            device=memory.device,
-            dtype=memory.dtype,
-        )
-        if self.transformer.encoder is not None:
-            memory = self.transformer.encoder(memory, grid)
-        return memory, grid
-
     def _propose(self, memory: Tensor, grid: TokenGrid, outputs: Mapping[str, QueryPredictor]) -> _FirstStage:
         """The first stage: logits of every token, boxes of those chosen, of all where somebody asks for them."""
         queries = cast(ProposalQueries, self.queries.one_to_one)
@@ -215,40 +246,53 @@ class QueryDetector(nn.Module):
         return _FirstStage(logits, boxes, anchors.sigmoid(), chosen, chosen_tokens, chosen_boxes)
 
     def _start(
-        self, first: _FirstStage | None, outputs: Mapping[str, QueryPredictor], targets: Targets
+        self,
+        first: _FirstStage | None,
+        outputs: Mapping[str, QueryPredictor],
+        targets: Targets,
+        beside: BoxQueries | None,
     ) -> _Start:
-        """The decoder's queries: those made from objects, then the one-to-one, then the one-to-many ones."""
+        """The decoder's queries: made elsewhere, made from objects, one-to-one, one-to-many."""
         queries, num_images = self.queries.one_to_one, len(targets.counts)
         if isinstance(queries, LearnedQueries):
             position, content, reference = (x.expand(num_images, -1, -1) for x in queries())
             return _Start(content, reference.sigmoid(), position, {"decoder": slice(None)})
 
         assert first is not None
-        reference, noisy = first.chosen_boxes.detach(), None
+        reference = first.chosen_boxes.detach()
         num_proposals = reference.shape[1]
         num_further = num_proposals - queries.part.num
+        # In front of the proposals: contents, references, and how many queries each group has.
+        contents, references, groups = [], [], []
+        noisy, num_beside = None, 0
+        if beside is not None:
+            contents.append(beside.content.repeat(1, beside.groups, 1))
+            references.append(beside.reference.repeat(1, beside.groups, 1))
+            groups += [beside.content.shape[1]] * beside.groups
+            num_beside = contents[0].shape[1]
         if self.queries.denoising is not None and any(o.kind == "denoising" for o in outputs.values()):
             noisy = self.queries.denoising(targets)
-            reference = torch.cat([noisy.reference.to(reference.dtype), reference], 1)
+            contents.append(noisy.content)
+            references.append(noisy.reference)
+            groups += [2 * noisy.most_objects] * noisy.num_groups
+        reference = torch.cat([*(x.to(reference.dtype) for x in references), reference], 1)
         content, position = queries(
             reference, first.chosen_tokens, self.queries.one_to_many if num_further else None
         )
-        if noisy is not None:
-            content = torch.cat([noisy.content, content], 1)
-        num_noisy = reference.shape[1] - num_proposals
-        behind = num_noisy + queries.part.num
+        num_in_front = reference.shape[1] - num_proposals
+        behind = num_in_front + queries.part.num
         return _Start(
-            content,
+            torch.cat([*contents, content], 1),
             reference,
             position,
             {
-                "denoising": slice(num_noisy),
-                "decoder": slice(num_noisy, behind),
+                "beside": slice(num_beside),
+                "denoising": slice(num_beside, num_in_front),
+                "decoder": slice(num_in_front, behind),
                 "one_to_many": slice(behind, None),
             },
             visible=visibility(
-                num_groups=0 if noisy is None else noisy.num_groups,
-                group_size=0 if noisy is None else 2 * noisy.most_objects,
+                groups=tuple(groups),
                 num_one_to_one=queries.part.num,
                 num_one_to_many=num_further,
                 device=reference.device,
@@ -321,6 +365,23 @@ class QueryDetector(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """Images as the decoder looks at them.
+
+    Attributes:
+        levels: (B, D, h, w) of each level, as the neck gives them.
+        memory: (B, S, D) of all tokens, behind the encoder, in at least float32.
+        grid: where the tokens stand.
+        sizes: height and width of each image without padding.
+    """
+
+    levels: Sequence[Tensor]
+    memory: Tensor
+    grid: TokenGrid
+    sizes: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _FirstStage:
     """What a two-stage detector makes of its tokens.
 
@@ -359,7 +420,7 @@ class _Start:
         content: (B, Q, D).
         reference: (B, Q, 4) cxcywh, or (B, Q, 2) xy of one-stage queries.
         position: (B, Q, D); None where every layer makes its own from the reference.
-        spans: the queries of each kind of output.
+        spans: the queries of each kind of output; "beside" those made elsewhere.
         visible: (Q, Q) bool, see `visibility`.
         noisy: the denoising queries among them.
     """

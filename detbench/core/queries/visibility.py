@@ -10,26 +10,25 @@ from torch import Tensor
 
 @lru_cache(maxsize=16)
 def visibility(
-    *, num_groups: int, group_size: int, num_one_to_one: int, num_one_to_many: int, device: torch.device
+    *, groups: tuple[int, ...], num_one_to_one: int, num_one_to_many: int, device: torch.device
 ) -> Tensor | None:
     """(Q, Q) bool, True where the row's query sees the column's; None where all see all.
 
-    Denoising groups come first and see themselves and the one-to-one queries, which see only each other, as the
+    Groups made from boxes come first. Each sees itself and the one-to-one queries, which see only each other, as the
     one-to-many ones do (spec 2.8, 3).
 
     Args:
-        num_groups: of denoising queries.
-        group_size: denoising queries in each.
+        groups: queries in each group.
         num_one_to_one: those that the detector is tested with.
         num_one_to_many: those behind them.
         device: of the result.
     """
-    if num_groups * group_size + num_one_to_many == 0:
+    if sum(groups) + num_one_to_many == 0:
         return None
-    one_to_one = num_groups
-    members = [*[group_size] * num_groups, num_one_to_one, num_one_to_many]
-    groups = [group for group, size in enumerate(members) for _ in range(size)]
+    one_to_one = len(groups)
+    members = [*groups, num_one_to_one, num_one_to_many]
+    group_of = [group for group, size in enumerate(members) for _ in range(size)]
     with torch.inference_mode(False):  # a training step saves it for its backward
-        group = torch.tensor(groups, device=device)
+        group = torch.tensor(group_of, device=device)
         rows, columns = group.unsqueeze(1), group.unsqueeze(0)
         return (rows == columns) | ((rows < one_to_one) & (columns == one_to_one))
