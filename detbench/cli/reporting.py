@@ -24,6 +24,7 @@ from detbench.errors import GateFailed
 
 if TYPE_CHECKING:
     from detbench.report import Collected
+    from detbench.store import Store
 
 DEFAULT_RECORDS = Path("results")
 
@@ -79,9 +80,10 @@ def report(
         else:
             print(run_report.render(found, "json" if as_json else format.value), end="")
         return
-    collected = collect(open_store(runs), patterns or None, scale=scale.value if scale else None)
+    store = open_store(runs)
+    collected = collect(store, patterns or None, scale=scale.value if scale else None)
     if not collected:
-        say(f"{runs}: no finished run to report; `detbench run quickstart` makes some")
+        say(f"{runs}: {_why_nothing(store)}")
     missed = _missed(collected, records) if gate else None
     if output is not None:
         page = write_site(collected, output)
@@ -129,6 +131,13 @@ def diff(
         print_json(plain(found))
     else:
         print(differences.text(found), end="")
+
+
+def _why_nothing(store: Store) -> str:
+    """Why there is no table, and what to do."""
+    if any(store.results()):
+        return "none of its finished runs is in a table that was asked for; `detbench runs` lists them"
+    return "no finished run to report; `detbench run quickstart` makes some"
 
 
 def _missed(collected: Sequence[Collected], records: Path) -> GateFailed | None:

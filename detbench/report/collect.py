@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from detbench.parts.data import Source
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import canonical, plain
 from detbench.recipe_text import Row
-from detbench.recipes import Context, Recipe, changes, load, resolve, select
+from detbench.recipes import Context, Recipe, changes, load, resolve, select, slug
 from detbench.report.gather import Collected, Entry
 from detbench.report.sampling import resampled_scores
 from detbench.results import RESULT, read_curve, read_request, read_result
@@ -38,7 +39,7 @@ def collect(
     Args:
         store: where the runs are.
         patterns: recipes or rows to report; by default all that finished runs were asked for by. A recipe that can't
-            be loaded any more is left out then, with a line on stderr.
+            be loaded any more is left out then, with a line on stderr, and so are runs that no row means any more.
         scale: only this scale.
         context: only what was run with this scale, data and overrides; then a table is given even with no run in it.
 
@@ -48,7 +49,7 @@ def collect(
     finished = [folder for folder in store.folders() if (folder / RESULT).is_file()]
     requests = [read_request(folder) for folder in sorted(finished, key=lambda f: read_result(f).finished)]
     fingerprint = _fingerprints(store, requests)
-    contexts = dict.fromkeys(Context(r["scale"], r["data"], tuple(r["overrides"])) for r in requests)
+    contexts = dict.fromkeys(map(_context, requests))
     if context is not None:
         contexts = {context: None}
     names = dict.fromkeys(place[0] for r in requests for place in r["places"])
@@ -60,7 +61,61 @@ def collect(
                 table = _table(recipe, rows, one, store, fingerprint)
                 if table.results or context is not None:
                     tables.append(table)
+    if context is None:
+        asked = [r for r in requests if scale in (None, r["scale"])]
+        for line in _left_out(asked, chosen, tables):
+            print(line, file=sys.stderr)
     return tables
+
+
+def _left_out(
+    requests: Iterable[dict[str, Any]],
+    chosen: Iterable[tuple[Recipe, Sequence[Row]]],
+    tables: Iterable[Collected],
+) -> Iterable[str]:
+    """A line for each recipe with finished runs that none of its rows means any more, and each way they were run."""
+    shown = {entry.digest for table in tables for entry in (*table.entries, table.unlisted) if entry}
+    rows = {recipe.name: (recipe, {row.label for row in some}) for recipe, some in chosen}
+    stray: dict[tuple[str, Context], dict[str, list[str]]] = {}
+    for request in requests:
+        for name, label in request["places"]:
+            if request["digest"] in shown or name not in rows:
+                continue
+            recipe, labels = rows[name]
+            if label in labels or label not in recipe.rows:
+                by_label = stray.setdefault((name, _context(request)), {})
+                by_label.setdefault(label, []).append(f"{request['digest']}/{request['seed']}")
+    for (name, context), by_label in stray.items():
+        yield _stray_text(rows[name][0], context, by_label)
+
+
+def _stray_text(recipe: Recipe, context: Context, by_label: dict[str, list[str]]) -> str:
+    """What is to be known of finished runs, by the labels of the rows that once meant them."""
+    count = sum(map(len, by_label.values()))
+    text = (
+        f"left out of the report: {count} finished run{'s' if count > 1 else ''} of {recipe.short_name} at scale "
+        f"{context.scale}."
+    )
+    if changed := [label for label in by_label if label in recipe.rows]:
+        data = [] if context.data is None else ["--data", context.data]
+        row = shlex.join(
+            [f"{recipe.name}/{slug(changed[0])}", *context.overrides, "--scale", context.scale, *data]
+        )
+        text += (
+            f" Settings or data of these rows have changed since: {'; '.join(changed)}. "
+            f"`detbench diff {by_label[changed[0]][0]} {row}` lists how, `detbench run {row}` runs what it is now."
+        )
+    if gone := [label for label in by_label if label not in recipe.rows]:
+        text += (
+            f" The recipe has no such rows any more: {'; '.join(gone)}. "
+            f"`detbench report {by_label[gone[0]][0]}` shows a run by itself."
+        )
+    return text
+
+
+def _context(request: dict[str, Any]) -> Context:
+    """What the rows of a run were resolved with."""
+    return Context(request["scale"], request["data"], tuple(request["overrides"]))
 
 
 def _fingerprints(store: Store, requests: Iterable[dict[str, Any]]) -> Fingerprint:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import run
+from typer.testing import CliRunner
 
-from detbench import recipes, runs
+from detbench import cli, recipes, runs
 from detbench.data.drawn import write
 from detbench.parts.data import Drawn
 from detbench.parts.part import plain
 from detbench.recipes import Context
 from detbench.report import build, collect, render
-from detbench.results import RESULT
-from detbench.store import Store
+from detbench.results import REQUEST, RESULT, read_request, read_result
+from detbench.store import Store, write_json
 
 
 @pytest.fixture
@@ -140,3 +143,65 @@ def test_a_users_own_recipe_is_reported_from_any_folder(
     finish(store, "own.toml", Context("smoke"))
     monkeypatch.chdir(tmp_path)
     assert [table.name for table in collect(store)] == ["own"]
+
+
+def rename(store: Store, digest: str, change: Callable[[dict[str, Any]], None]) -> str:
+    """Changes what was asked of a run and gives it the digest that it would have had; its new name."""
+    folder = store.folder(digest, 0)
+    request = read_request(folder)
+    change(request)
+    request["digest"] = digest[::-1]
+    result = plain(replace(read_result(folder), digest=digest[::-1]))
+    write_json(folder / REQUEST, request)
+    write_json(folder / RESULT, result)
+    folder.parent.rename(store.root / digest[::-1])
+    return f"{digest[::-1]}/0"
+
+
+def test_finished_runs_that_no_row_means_any_more_are_named_with_what_to_do(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without_a_setting(request: dict[str, Any]) -> None:
+        del request["experiment"]["optim"]["weight_decay"]
+
+    (old,) = finish(store, "quickstart/fcos", Context("smoke", None, ("optim.lr=5e-4",)))
+    name = rename(store, old, without_a_setting)
+    finish(store, "quickstart/onenet", Context("smoke"))
+    assert [row.label for t in collect(store) for row in build(t).rows if row.seeds] == ["OneNet"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("left out of the report: 1 finished run of quickstart at scale smoke.")
+    assert "have changed since: FCOS." in line
+    assert f"`detbench diff {name} quickstart/fcos optim.lr=5e-4 --scale smoke`" in line
+    assert "`detbench run quickstart/fcos optim.lr=5e-4 --scale smoke`" in line
+    assert collect(store, ["quickstart/onenet"])
+    assert collect(store, scale="cpu") == []
+    assert capsys.readouterr().err == "", "what was not asked for is not left out"
+
+
+def test_finished_runs_of_a_row_that_is_gone_are_named(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(OWN, encoding="utf-8")
+    (digest,) = finish(store, str(path), Context("smoke"))
+    path.write_text(OWN.replace('"one"', '"two"').replace("onenet", "fcos"), encoding="utf-8")
+    recipes._load_file.cache_clear()  # the next command reads files anew
+    assert collect(store) == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("left out of the report: 1 finished run of own at scale smoke.")
+    assert f"no such rows any more: one. `detbench report {digest}/0` shows" in line
+
+
+def test_the_command_does_not_call_a_store_of_such_runs_empty(store: Store) -> None:
+    def call(*patterns: str) -> str:
+        done = CliRunner().invoke(cli.app, ["report", *patterns, "--runs", str(store.root)])
+        assert (done.exit_code, done.stdout) == (0, "")
+        return done.stderr
+
+    assert "no finished run to report; `detbench run quickstart` makes some" in call()
+    (old,) = finish(store, "quickstart/fcos", Context("smoke"))
+    rename(store, old, lambda request: None)
+    said = call()
+    assert "left out of the report: 1 finished run of quickstart" in said
+    assert "no finished run to report" not in said
+    assert "none of its finished runs is in a table that was asked for" in call("date/table5")
