@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from detbench.errors import RecipeError
 from detbench.overrides import Tree, parse_value
+from detbench.parts.experiment import Experiment
 from detbench.parts.part import canonical, closest, digest_of, plain
 from detbench.recipe_text import SCALES, Row, Sweep
 from detbench.recipes import Context, Recipe, find_param, load, merge, names, resolve, slug
@@ -34,6 +36,7 @@ class Series:
         name: what tells it from the parameter's other series; "" where there is one.
         keys: the key paths that take the values; none where rows spell them out.
         steps: the values.
+        under: the row that the values are laid over.
         by_path: nobody names it: its rows change another row, whatever else is changed there.
     """
 
@@ -41,7 +44,31 @@ class Series:
     name: str
     keys: tuple[str, ...]
     steps: tuple[Step, ...]
+    under: Row
     by_path: bool = False
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """An ablation that stands in a file.
+
+    Attributes:
+        path: of its recipe.
+        source: the recipe that it was made from.
+        under: the rows that its values are laid over, one for each series: what the source says without them.
+    """
+
+    path: Path
+    source: Recipe
+    under: tuple[Row, ...]
+
+    def defaults(self, context: Context) -> list[Experiment]:
+        """What the values are changes of; nothing where the source says no whole experiment without them."""
+        found = []
+        for row in self.under:
+            with contextlib.suppress(RecipeError):
+                found.append(resolve(self.source, row, context))
+        return found
 
 
 def make(
@@ -52,8 +79,8 @@ def make(
     row: str | None,
     folder: Path,
     zipped: bool = False,
-) -> Path:
-    """Writes the recipe of an ablation and returns its path. The same ablation is the same file.
+) -> Ablation:
+    """Writes the recipe of an ablation. The same ablation is the same file.
 
     Args:
         params: names the papers use (`tau`) or key paths (`optim.lr`); several make a grid.
@@ -84,7 +111,25 @@ def make(
     name = f"{slug(source.short_name)}-{slug('-'.join(params))}{'-zip' if zipped else ''}{custom}"
     path = folder / f"{name[:100]}-{digest_of(tree)[:8]}.toml"
     _write(path, tree)
-    return path
+    unders = [series.under for series in axes[0]] if len(axes) == 1 else [_under(source, axes, start)]
+    return Ablation(path, source, tuple(unders))
+
+
+def require_values(recipe: Recipe, context: Context) -> None:
+    """Refuses overrides that make two values of an ablation the same.
+
+    Raises:
+        RecipeError: two rows that differ are the same experiment with the overrides laid over them.
+    """
+    without = replace(context, overrides=())
+    seen: dict[str, Row] = {}
+    for row in recipe.runnable():
+        other = seen.setdefault(digest_of(plain(resolve(recipe, row, context))), row)
+        if resolve(recipe, row, without) != resolve(recipe, other, without):
+            raise RecipeError(
+                f"ablate: with {' '.join(context.overrides)}, '{other.label}' and '{row.label}' are the same; leave "
+                "out the override of what is ablated"
+            )
 
 
 def _require_pairs(params: Sequence[str], axes: Sequence[Sequence[Series]]) -> None:
@@ -141,7 +186,7 @@ def _axis(
     steps = tuple(
         Step(value, _laid_over([under], f"{param}={_text(value)}", {param: value})) for value in values
     )
-    return (Series(param, "", (param,), steps, by_path=True),)
+    return (Series(param, "", (param,), steps, under, by_path=True),)
 
 
 def _with_row(recipe: Recipe, sweeps: Sequence[Sweep], params: Sequence[str], row: Row) -> list[Sweep]:
@@ -163,6 +208,7 @@ def _with_row(recipe: Recipe, sweeps: Sequence[Sweep], params: Sequence[str], ro
 def _series(recipe: Recipe, sweep: Sweep, values: list[Any] | None) -> Series:
     """A sweep of the paper, or the same at other values; a value the paper has keeps the paper's row."""
     papers = {_text(point.value): Step(point.value, recipe.rows[point.label]) for point in sweep.point}
+    under = Row(label="", use=sweep.use, set=sweep.set)
     steps = []
     for value in papers if values is None else values:
         known = papers.get(_text(value))
@@ -170,7 +216,6 @@ def _series(recipe: Recipe, sweep: Sweep, values: list[Any] | None) -> Series:
             steps.append(known)
         elif sweep.keys:
             series = f"{sweep.series}, " if sweep.series else ""
-            under = Row(label="", use=sweep.use, set=sweep.set)
             label = f"{series}{sweep.param}={_text(value)}"
             steps.append(Step(value, _laid_over([under], label, dict.fromkeys(sweep.keys, value))))
         else:
@@ -178,7 +223,7 @@ def _series(recipe: Recipe, sweep: Sweep, values: list[Any] | None) -> Series:
                 f"ablate: {recipe.name}: '{sweep.param}' has no value '{_text(value)}'; "
                 f"it is one of {', '.join(papers)}"
             )
-    return Series(sweep.param, sweep.series, sweep.keys, tuple(steps))
+    return Series(sweep.param, sweep.series, sweep.keys, tuple(steps), under)
 
 
 def _row_called(recipe: Recipe, name: str) -> Row:
@@ -256,6 +301,12 @@ def _combined(recipe: Recipe, axes: Sequence[Series], steps: Sequence[Step], sta
     # A kind starts its part afresh, so it comes before what is set in that part.
     values = dict(sorted(values.items(), key=lambda item: not item[0].endswith(".kind")))
     return _laid_over(named or [start or _baseline(recipe)], label, values)
+
+
+def _under(recipe: Recipe, axes: Sequence[Sequence[Series]], start: Row | None) -> Row:
+    """What the values of several parameters are laid over together."""
+    named = [axis[0].under for axis in axes if not axis[0].by_path]
+    return _laid_over(named or [start or _baseline(recipe)], "", {})
 
 
 def _with_reported(recipe: Recipe, rows: Sequence[Row]) -> list[Row]:

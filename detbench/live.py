@@ -120,6 +120,8 @@ def _colour(state: str) -> str:
         "finished": "green",
         "failed": "red",
         "interrupted": "yellow",
+        "paused": "dim",
+        "stopped": "yellow",
         "running": "cyan",
         "waiting": "dim",
     }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from detbench.metrics.coco import DetectionTable
 
 RESULT, CURVE, REQUEST, DETECTIONS = "result.json", "curve.jsonl", "request.json", "detections.npz"
+STOPPED = "stopped.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,59 @@ class Curve:
 
     steps: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """Why an ablation stopped a run before its end. The run keeps its checkpoint and goes on when it is run again.
+
+    Attributes:
+        seed: of the run.
+        step: after which it was stopped.
+        of: steps of its whole training.
+        metric: that was compared, in percent.
+        score: of the run's value of the parameter at that evaluation, the mean over its seeds.
+        best_row: label of the value that was best there.
+        best: its mean over the same seeds.
+        allowed: how far behind a value might be: the margin, or what chance between seeds explains if that is more.
+        margin: that was asked for.
+        seeds: compared.
+    """
+
+    seed: int
+    step: int
+    of: int
+    metric: str
+    score: float
+    best_row: str
+    best: float
+    allowed: float
+    margin: float
+    seeds: int
+
+    @property
+    def text(self) -> str:
+        """The decision in words."""
+        mean = f"mean {self.metric} of {self.seeds} seeds" if self.seeds > 1 else self.metric
+        return (
+            f"stopped early at step {self.step:,} of {self.of:,}: {mean} {self.score:.1f} there, "
+            f"{self.best - self.score:.1f} behind '{self.best_row}'; allowed were {self.allowed:.1f}"
+        )
+
+
+def read_stopped(folder: Path) -> Stopped | None:
+    """Why the run in a folder was stopped early; None where it wasn't.
+
+    Raises:
+        StoreError: the record is damaged.
+    """
+    path = folder / STOPPED
+    if not path.is_file():
+        return None
+    try:
+        return Stopped(**json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise StoreError(f"{path}: damaged ({error}); delete it, and run again to finish the run") from None
 
 
 def read_result(folder: Path) -> Result:

@@ -94,6 +94,31 @@ def smallest_detectable_difference(
     return float(brentq(lacking, 0.0, 10 * critical)) * sd / math.sqrt(count)
 
 
+def least_significant_difference(groups: Sequence[Sequence[float]], confidence: float = 0.95) -> float | None:
+    """How far apart the means of two groups must be for more than chance between seeds (Fisher, 1935).
+
+    t(1 - (1 - confidence) / 2, freedom) * s * sqrt(1 / n + 1 / n), with the standard deviation s pooled over all
+    groups and n the size of the smallest one. One pair is held to its level; the many pairs that one might choose
+    from are not.
+
+    Args:
+        groups: values of each group, such as the seeds of a row.
+        confidence: of the two-sided test, 1 - alpha.
+
+    Returns:
+        The difference, in the values' unit; None where no group has two values.
+    """
+    import numpy as np
+    from scipy.stats import t
+
+    freedom = sum(len(group) - 1 for group in groups)
+    if freedom == 0:
+        return None
+    pooled = sum(float(np.var(group)) * len(group) for group in groups) / freedom
+    smallest = min(len(group) for group in groups)
+    return float(t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(2 * pooled / smallest)
+
+
 def one_sided_p(difference: Estimate, margin: float = 0.0) -> float:
     """Probability of so large a mean difference or a larger one, were the true difference the margin.
 

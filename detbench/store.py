@@ -5,6 +5,7 @@ runs/<digest>/<seed>/    request.json     what was asked: experiment, seed, scal
                          log.txt          what the worker printed
                          checkpoint.pt    the last state, and checkpoint.previous.pt the one before
                          error.json       why it failed, if it did
+                         stopped.json     why an ablation stopped it early, if one did
                          model.safetensors, detections.npz, environment.json
                          SHA256SUMS       of the run's files, as `sha256sum -c` reads them
                          result.json      last of all, atomically: with it the run is finished
@@ -27,9 +28,19 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from detbench.errors import StoreError
-from detbench.results import CURVE, DETECTIONS, REQUEST, RESULT, Result, read_result
+from detbench.results import (
+    CURVE,
+    DETECTIONS,
+    REQUEST,
+    RESULT,
+    STOPPED,
+    Result,
+    Stopped,
+    read_result,
+    read_stopped,
+)
 
-State = Literal["finished", "running", "failed", "resumable", "missing"]
+State = Literal["finished", "running", "failed", "stopped", "resumable", "missing"]
 
 CHECKPOINT, PREVIOUS, WEIGHTS = "checkpoint.pt", "checkpoint.previous.pt", "model.safetensors"
 ERROR, LOG, ENVIRONMENT, LOCK = "error.json", "log.txt", "environment.json", "lock"
@@ -37,6 +48,9 @@ CHECKSUMS = "SHA256SUMS"
 
 HELD = 75
 """A worker's exit code where another process holds its run."""
+
+PAUSED = 76
+"""A worker's exit code where it went as far as it was asked to and saved its state."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +113,14 @@ class Store:
         folders = [path.parent for path in self.root.glob(f"{digest}/*/{RESULT}")]
         return sorted((read_result(folder) for folder in folders), key=lambda result: result.seed)
 
+    def stopped(self, digest: str) -> list[Stopped]:
+        """Why an experiment's runs were stopped early, of those that were and didn't go on since, by seed."""
+        folders = [
+            p.parent for p in self.root.glob(f"{digest}/*/{STOPPED}") if state_of(p.parent) == "stopped"
+        ]
+        found = [stop for folder in folders if (stop := read_stopped(folder)) is not None]
+        return sorted(found, key=lambda stop: stop.seed)
+
     def results(self) -> Iterator[Result]:
         """Every finished run's result."""
         for folder in self.folders():
@@ -134,6 +156,8 @@ def state_of(folder: Path) -> State:
         return "running"
     if (folder / ERROR).is_file():
         return "failed"
+    if (folder / STOPPED).is_file():
+        return "stopped"
     if (folder / CHECKPOINT).is_file() or (folder / PREVIOUS).is_file():
         return "resumable"
     return "missing"
@@ -191,9 +215,10 @@ def forget(folder: Path) -> None:
             path.unlink()
 
 
-def forget_failure(folder: Path) -> None:
-    """A failed run is tried again from its last good checkpoint."""
-    (folder / ERROR).unlink(missing_ok=True)
+def forget_ending(folder: Path) -> None:
+    """A run that failed or was stopped early goes on from its last good checkpoint."""
+    for name in (ERROR, STOPPED):
+        (folder / name).unlink(missing_ok=True)
 
 
 def cut_curve(folder: Path, *, after_step: int) -> None:

@@ -16,14 +16,14 @@ from pathlib import Path
 from detbench.errors import RunFailed
 from detbench.results import read_result
 from detbench.runs import Cell, request
-from detbench.store import ENVIRONMENT, ERROR, HELD, LOG, Store, forget_failure
+from detbench.store import ENVIRONMENT, ERROR, HELD, LOG, PAUSED, Store, forget_ending
 
 _LOOK_SECONDS = 2.0  # between looks at runs that another process holds
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one cell ended: "finished", "failed" with a message, or "interrupted"."""
+    """How one cell ended: "finished", "interrupted", "paused", or with a message "failed" or "stopped"."""
 
     cell: Cell
     state: str
@@ -42,6 +42,7 @@ def execute(
     workers: int = 0,
     device: str = "auto",
     force: bool = False,
+    evaluations: int | None = None,
     watch: Watch = lambda running, done: None,
 ) -> list[Outcome]:
     """Does what is missing, several runs side by side.
@@ -55,6 +56,7 @@ def execute(
         jobs: runs side by side.
         threads: torch threads of each run; by default the cores divided by the jobs. A run that was begun goes on
             with the number it began with: another one would give other bits.
+        evaluations: a run that has been evaluated so often is paused, its state saved.
         watch: called a few times a second with the running cells and the outcomes so far.
 
     Raises:
@@ -66,8 +68,9 @@ def execute(
     for cell in cells:
         request(cell)
     batch = _Batch(
-        cells, store, threads=threads or max(1, cores() // jobs), workers=workers, device=device, force=force
-    )
+        cells, store, threads=threads or max(1, cores() // jobs), workers=workers, device=device, force=force,
+        evaluations=evaluations,
+    )  # fmt: skip
     try:
         while batch.todo or batch.running:
             batch.start_what_can(jobs)
@@ -92,9 +95,11 @@ class _Batch:
     """The state of one `execute`: what waits, what is at work, what has ended."""
 
     def __init__(
-        self, cells: Sequence[Cell], store: Store, *, threads: int, workers: int, device: str, force: bool
-    ) -> None:
+        self, cells: Sequence[Cell], store: Store, *, threads: int, workers: int, device: str, force: bool,
+        evaluations: int | None,
+    ) -> None:  # fmt: skip
         self.store, self.threads, self.workers, self.device = store, threads, workers, device
+        self.evaluations = evaluations
         self.forced = {cell for cell in cells if force and cell.asked}
         self.todo = [cell for cell in cells if cell in self.forced or cell.state != "finished"]
         self.running: dict[Cell, subprocess.Popen[bytes]] = {}
@@ -157,7 +162,7 @@ class _Batch:
         return (cell.starts_from, cell.seed) in due
 
     def _start(self, cell: Cell) -> subprocess.Popen[bytes]:
-        forget_failure(cell.folder)
+        forget_ending(cell.folder)
         threads = self.threads if cell in self.forced else _threads_before(cell.folder) or self.threads
         command = [
             sys.executable, "-m", "detbench.engine", str(cell.folder), "--cache", str(self.store.cache),
@@ -171,6 +176,8 @@ class _Batch:
             command += ["--init-from", str(self.store.trained(cell.starts_from, cell.seed))]
         if cell in self.forced:
             command += ["--fresh"]
+        if self.evaluations is not None:
+            command += ["--evaluations", str(self.evaluations)]
         environment = dict(os.environ)
         # Without it cuBLAS may add up in another order from run to run.
         environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -211,6 +218,8 @@ def _without_source(cell: Cell) -> str:
 def _outcome(cell: Cell, code: int) -> Outcome:
     if code == 0:
         return Outcome(cell, "finished")
+    if code == PAUSED:
+        return Outcome(cell, "paused")
     if code == 130:
         return Outcome(cell, "interrupted")
     path = cell.folder / ERROR

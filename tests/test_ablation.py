@@ -53,7 +53,7 @@ def own(tmp_path: Path) -> str:
 
 def made(folder: Path, *params: str, values: tuple[str, ...] = (), **where: Any) -> Recipe:
     chosen = {"recipe": "quickstart", "row": None} | where
-    return recipes.load(str(ablation.make(params, values=values, folder=folder, **chosen)))
+    return recipes.load(str(ablation.make(params, values=values, folder=folder, **chosen).path))
 
 
 def experiments(recipe: Recipe) -> dict[str, Experiment]:
@@ -89,6 +89,13 @@ def test_a_value_that_no_recipe_can_spell_is_refused(tmp_path: Path) -> None:
         made(tmp_path, "optim.clip_norm", values=("0.1,unset",))
     with pytest.raises(RecipeError, match=r"test\.branch: 2020-01-01 is a date"):
         made(tmp_path, "test.branch", values=("2020-01-01",))
+
+
+def test_an_override_of_what_is_ablated_is_refused(tmp_path: Path) -> None:
+    recipe = made(tmp_path, "optim.lr", values=("0.1,0.2",))
+    ablation.require_values(recipe, Context("cpu", None, ("optim.weight_decay=0.1",)))
+    with pytest.raises(RecipeError, match=r"with optim.lr=1, 'optim.lr=0.1' and 'optim.lr=0.2' are the same"):
+        ablation.require_values(recipe, Context("cpu", None, ("optim.lr=1",)))
 
 
 def test_two_values_never_share_a_row_however_close_they_are(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "store": {"errors", "results"},
     "runs": {"errors", "parts", "recipe_text", "recipes", "results", "store"},
     "workers": {"errors", "results", "runs", "store"},
+    "stopping": {"errors", "parts", "recipes", "results", "runs", "stats", "store", "workers"},
     "ablation": {"errors", "parts", "overrides", "recipe_text", "recipes"},
     "stats": {"metrics"},
     "metrics": set(),
@@ -48,6 +49,7 @@ TORCH_FREE = [
     "cli", "benching", "listing", "live", "ablation", "recipes", "runs", "results", "store", "stats", "report",
     "metrics.coco", "metrics.crowd", "parts.experiment", "data.coco", "data.odgt", "data.convert", "data.check",
     "data.drawn", "data.fingerprint", "data.images", "data.truth", "report.diff", "recipe_text",
+    "stopping",
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,11 +30,13 @@ from detbench.cli.options import (
     open_store,
     parse,
 )
-from detbench.errors import BatchFailed, BudgetRefused, DetbenchError, Interrupted, RunFailed
+from detbench.errors import BatchFailed, BudgetRefused, DetbenchError, Interrupted, RecipeError, RunFailed
 
 if TYPE_CHECKING:
     from detbench.recipe_text import Row
     from detbench.recipes import Context, Recipe
+    from detbench.runs import Cell
+    from detbench.stopping import Race
     from detbench.store import Store
     from detbench.workers import Outcome
 
@@ -54,9 +57,11 @@ def run(
 ) -> None:
     """Train and test what is missing, then print the table."""
     chosen, context = parse(patterns, scale, data)
+    store = open_store(runs)
+    cells = _plan(chosen, context, seeds=seeds, store=store)
     _run(
-        chosen, context, store=open_store(runs), seeds=seeds, jobs=jobs, threads=threads, workers=workers,
-        device=device, force=force, budget=budget, as_json=as_json,
+        chosen, context, cells, store=store, jobs=jobs, threads=threads, workers=workers, device=device, force=force,
+        budget=budget, as_json=as_json,
     )  # fmt: skip
 
 
@@ -97,52 +102,82 @@ def ablate(
     zipped: Annotated[
         bool, typer.Option("--zip", help="Take the values of several --param side by side, not as a grid.")
     ] = False,
+    stop_early: Annotated[
+        bool,
+        typer.Option(
+            "--stop-early",
+            help="Train values no further that have fallen too far behind the best at an evaluation. They are no "
+            "results; the same command without it finishes them.",
+        ),
+    ] = False,
+    stop_margin: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="With --stop-early: how far behind a value may be, in AP points; 5 by default."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
     runs: StoreOption = DEFAULT_RUNS,
     as_json: JsonOption = False,
 ) -> None:
     """Run one parameter over several values, and print the table and its sweep."""
-    from detbench import ablation, listing
-    from detbench.runs import plan as make_plan
+    from detbench import ablation, listing, stopping
 
+    if stop_margin is not None and not stop_early:
+        raise RecipeError("ablate: --stop-margin says when --stop-early stops; give both")
     store = open_store(runs)
-    path = ablation.make(
+    made = ablation.make(
         param or [], values=values or [], recipe=recipe, row=row, folder=store.ablations, zipped=zipped
     )
-    chosen, context = parse([str(path), *(overrides or [])], scale, data)
+    chosen, context = parse([str(made.path), *(overrides or [])], scale, data)
     say(chosen[0][0].head.note)
+    cells = _plan(chosen, context, seeds=seeds, store=store)
+    ablation.require_values(chosen[0][0], context)
+    race = None
+    if stop_early:
+        margin = stopping.MARGIN if stop_margin is None else stop_margin
+        race = stopping.race(chosen[0][0], cells, made.defaults(context), margin)
+        say(race.text)
     if dry_run:
-        tree = listing.plan_tree(make_plan(chosen, context, seeds=range(seeds), store=store), chosen, store)
+        tree = listing.plan_tree(cells, chosen, store)
         print_json(tree) if as_json else listing.show_plan(tree)
         return
-    say(f"ablation written to {path}; `detbench report {path}` reports it again")
+    say(f"ablation written to {made.path}; `detbench report {made.path}` reports it again")
     _run(
-        chosen, context, store=store, seeds=seeds, jobs=jobs, threads=threads, workers=workers, device=device,
-        force=force, budget=budget, as_json=as_json,
+        chosen, context, cells, store=store, jobs=jobs, threads=threads, workers=workers, device=device, force=force,
+        budget=budget, as_json=as_json, race=race,
     )  # fmt: skip
 
 
+def _plan(
+    chosen: list[tuple[Recipe, list[Row]]], context: Context, *, seeds: int, store: Store
+) -> list[Cell]:
+    from detbench.runs import plan as make_plan
+
+    return make_plan(chosen, context, seeds=range(seeds), store=store)
+
+
 def _run(
-    chosen: list[tuple[Recipe, list[Row]]], context: Context, *, store: Store, seeds: int, jobs: int,
+    chosen: list[tuple[Recipe, list[Row]]], context: Context, cells: list[Cell], *, store: Store, jobs: int,
     threads: int | None, workers: int, device: str, force: bool, budget: float | None, as_json: bool,
+    race: Race | None = None,
 ) -> None:  # fmt: skip
     from detbench import listing
     from detbench.live import watching
     from detbench.report import collect, render
-    from detbench.runs import plan as make_plan
     from detbench.workers import execute
 
-    cells = make_plan(chosen, context, seeds=range(seeds), store=store)
+    work = partial(execute, store=store, jobs=jobs, threads=threads, workers=workers, device=device)
     for recipe, rows in chosen:
         _mention_waiting(recipe, rows)
     if budget is not None:
         _hold_to_budget(listing.plan_tree(cells, chosen, store), budget)
     try:
         with _signals_interrupt(), watching(cells) as watch:
-            outcomes = execute(
-                cells, store=store, jobs=jobs, threads=threads, workers=workers, device=device, force=force,
-                watch=watch,
-            )  # fmt: skip
+            if race is None:
+                outcomes = work(cells, force=force, watch=watch)
+            else:
+                outcomes = race.run(work, force=force, watch=watch)
     except KeyboardInterrupt:
         raise Interrupted(
             "stopped; finished runs and checkpoints are kept. The same command goes on where it stopped"

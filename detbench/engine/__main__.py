@@ -12,7 +12,7 @@ from pathlib import Path
 from detbench.errors import DetbenchError, Interrupted, StoreError
 from detbench.parts.experiment import read_experiment
 from detbench.results import RESULT, read_request
-from detbench.store import ERROR, HELD, hold, write_json
+from detbench.store import ERROR, HELD, PAUSED, hold, write_json
 
 
 def main() -> int:
@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--checkpoint-seconds", type=float, default=60.0)
     parser.add_argument("--fresh", action="store_true", help="forget what the folder holds")
+    parser.add_argument("--evaluations", type=int, help="pause when it has been evaluated so often")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder: Path = arguments.folder
@@ -42,7 +43,7 @@ def main() -> int:
             request = read_request(folder)
             from detbench.engine.run import run_experiment
 
-            run_experiment(
+            result = run_experiment(
                 read_experiment(request["experiment"], where=str(folder)),
                 seed=request["seed"],
                 fingerprint=request["fingerprint"],
@@ -56,6 +57,7 @@ def main() -> int:
                 workers=arguments.workers,
                 checkpoint_seconds=arguments.checkpoint_seconds,
                 fresh=arguments.fresh,
+                evaluations=arguments.evaluations,
             )
         except (Interrupted, KeyboardInterrupt) as stop:
             print(str(stop) or "stopped before or after training", file=sys.stderr)
@@ -68,7 +70,7 @@ def main() -> int:
             write_json(folder / ERROR, {"message": f"{type(error).__name__}: {error}", "kind": "bug"})
             traceback.print_exc()
             return 1
-    return 0
+    return PAUSED if result is None else 0
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ def run_experiment(
     workers: int = 0,
     checkpoint_seconds: float = 60.0,
     fresh: bool = False,
-) -> Result:
+    evaluations: int | None = None,
+) -> Result | None:
     """Trains, tests and writes down one run; takes up a checkpoint that lies in its folder.
 
     Args:
@@ -59,6 +60,10 @@ def run_experiment(
         weights_from: a finished run with the same training, whose weights are tested instead of training anew.
         init_from: the finished run that training starts from, where the experiment says it starts from one.
         fresh: forget what the folder holds, once it is clear that the run can start.
+        evaluations: pause training when it has been evaluated so often; a checkpoint is written.
+
+    Returns:
+        The result; None where the run was paused.
 
     Raises:
         DataError: the data changed since it was planned with, or can't be read.
@@ -88,7 +93,9 @@ def run_experiment(
         checkpoint_seconds=checkpoint_seconds, evaluate=test,
     )  # fmt: skip
     if weights_from is None:
-        trainer.run()
+        trainer.run(evaluations=evaluations)
+        if trainer.step < trainer.total:
+            return None
         model = trainer.tested_model
     else:
         model = trainer.tested_model

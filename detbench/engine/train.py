@@ -89,8 +89,8 @@ class Trainer:
         """The weights that are evaluated: the moving average where there is one."""
         return self.model if self.average is None else self.average.module
 
-    def run(self) -> None:
-        """Trains to the end of the schedule.
+    def run(self, *, evaluations: int | None = None) -> None:
+        """Trains to the end of the schedule, or until it has been evaluated so often, with its state saved.
 
         Raises:
             NonFiniteLoss: a loss or gradient became NaN or infinite; the last good checkpoint stays.
@@ -99,6 +99,7 @@ class Trainer:
         training = self.experiment.training
         # The last evaluation is the test of the finished model, which run.py does and logs.
         milestones = evaluation_steps(self.total, training.evaluations) - {self.total}
+        last = self.total if evaluations is None else [*sorted(milestones), self.total][:evaluations][-1]
         log_every = max(1, self.total // _LOG_POINTS)
         batches = train_batches(
             self.data.train, self.experiment.data, seed=self.seed, batch=training.batch,
@@ -107,7 +108,7 @@ class Trainer:
         last_save = self.seconds
         self.model.train()
         with _stop_signals() as stop_asked, contextlib.closing(batches):
-            while self.step < self.total:
+            while self.step < last:
                 started = time.perf_counter()
                 losses = self._step(next(batches))
                 self.seconds += time.perf_counter() - started
@@ -121,10 +122,10 @@ class Trainer:
                     self.model.train()
                 stopping = stop_asked()
                 due = self.seconds - last_save >= self.checkpoint_seconds
-                if due or stopping or self.step == self.total:
+                if due or stopping or self.step == last:
                     self._save()
                     last_save = self.seconds
-                if stopping and self.step < self.total:
+                if stopping and self.step < last:
                     raise Interrupted(
                         f"{self.folder}: stopped after step {self.step} of {self.total}, state saved"
                     )

@@ -195,6 +195,9 @@ def _not_measured(collected: Collected, claim: Claim) -> tuple[str, str]:
     states = {entry.state for entry in without}
     if "quoted" in states:
         return f"Not measured: {labels}.", "Nothing here can decide it: quoted rows are never run."
+    if "stopped early" in states:
+        again = "The same `detbench ablate` without --stop-early finishes them, which would decide it."
+        return f"Not measured: {labels}.", again
     if "needs" in states:
         return f"Not measured: {labels}.", "It waits for parts that don't exist yet."
     return f"Not measured: {labels}.", "Runs of these rows would decide it."

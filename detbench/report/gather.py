@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from detbench.recipe_text import Row, Scale
 from detbench.recipes import Recipe, recipes_dir
-from detbench.results import Curve, Result
+from detbench.results import Curve, Result, Stopped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from detbench.metrics.alignment import Alignment
 
-State = Literal["measured", "not run", "quoted", "needs"]
+State = Literal["measured", "stopped early", "not run", "quoted", "needs"]
 
 _OF_THE_MODEL = ("params_train_m", "params_infer_m", "gflops_train", "gflops_infer")
 _OF_THE_ROW = {"params_m": "params_{}_m", "gflops": "gflops_{}"}
@@ -34,6 +34,7 @@ class Entry:
         results: finished runs, by seed.
         curves: one for each result, in the same order.
         alignments: one for each result where the recipe asks for that plot.
+        stopped: why runs of the row were stopped early, by seed; they are no results.
         resampled: metric to the single run's scores on resampled images, in percent; empty with several seeds.
     """
 
@@ -44,6 +45,7 @@ class Entry:
     results: list[Result]
     curves: list[Curve]
     alignments: list[Alignment] = field(default_factory=list)
+    stopped: list[Stopped] = field(default_factory=list)
     resampled: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
@@ -53,7 +55,9 @@ class Entry:
             return "quoted"
         if self.needs:
             return "needs"
-        return "measured" if self.results else "not run"
+        if self.results:
+            return "measured"
+        return "stopped early" if self.stopped else "not run"
 
     def values(self, metric: str) -> dict[int, float]:
         """Seed to the number measured for a column; runs in which it could not be measured are left out."""

@@ -184,7 +184,7 @@ def _before_any_run(recipe: Recipe) -> Collected:
 
 
 def _line(collected: Collected, verdicts: Sequence[Verdict]) -> Line:
-    kinds: tuple[State, ...] = ("measured", "not run", "quoted", "needs")
+    kinds: tuple[State, ...] = ("measured", "stopped early", "not run", "quoted", "needs")
     states = [entry.state for entry in collected.entries]
     rulings = [verdict.ruling for verdict in verdicts]
     return Line(

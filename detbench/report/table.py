@@ -173,6 +173,7 @@ def _remark(entry: Entry, cells: Sequence[TableCell]) -> str:
             remarks.append("quoted from the paper, never run")
         case "not run":
             remarks.append("not run")
+    remarks += dict.fromkeys(stop.text for stop in entry.stopped)
     if any(cell.difference and cell.difference.over == "images" for cell in cells):
         remarks.append("interval over images only")
     if entry.row.note:
@@ -203,6 +204,7 @@ def _notes(collected: Collected, rows: Sequence[TableRow], columns: Sequence[Col
     if not results:
         return
     yield from _spread_notes(collected)
+    yield from _stopping_notes(collected)
     yield from _difference_notes(collected, rows, columns)
     if collected.scale != "paper":
         paper = f" on {collected.recipe.head.dataset}" if collected.recipe.head.dataset else ""
@@ -235,6 +237,21 @@ def _spread_notes(collected: Collected) -> Iterable[str]:
         )
     if 1 in counts:
         yield "A single seed says nothing about the spread between seeds: small differences may be chance."
+
+
+def _stopping_notes(collected: Collected) -> Iterable[str]:
+    """What it means that rows were stopped early."""
+    stopped = [entry for entry in collected.entries if entry.stopped]
+    if not stopped:
+        return
+    margins = sorted({stop.margin for entry in stopped for stop in entry.stopped})
+    yield (
+        f"Stopped early, {len(stopped)} of {len(collected.entries)} rows: {'; '.join(e.row.label for e in stopped)}. "
+        f"At an evaluation they were more than {' or '.join(f'{margin:g}' for margin in margins)} points behind the "
+        "best row (or more than chance between seeds explains, where that is more). The best is chosen among those "
+        "that ran to the end: a row that learns slowly at first may be missing from it. The same command without "
+        "--stop-early finishes them."
+    )
 
 
 def _difference_notes(
