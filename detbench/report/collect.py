@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from detbench.errors import DataError, RecipeError, StoreError
 from detbench.parts.data import Source
 from detbench.parts.experiment import Experiment
-from detbench.parts.part import canonical, plain
+from detbench.parts.part import canonical, flatten, plain
 from detbench.recipe_text import Row
 from detbench.recipes import Context, Recipe, changes, load, resolve, select, slug
 from detbench.report.gather import Collected, Entry
@@ -76,20 +76,19 @@ def _left_out(
     """A line for each recipe with finished runs that none of its rows means any more, and each way they were run."""
     shown = {entry.digest for table in tables for entry in (*table.entries, table.unlisted) if entry}
     rows = {recipe.name: (recipe, {row.label for row in some}) for recipe, some in chosen}
-    stray: dict[tuple[str, Context], dict[str, list[str]]] = {}
+    stray: dict[tuple[str, Context], dict[str, list[dict[str, Any]]]] = {}
     for request in requests:
         for name, label in request["places"]:
             if request["digest"] in shown or name not in rows:
                 continue
             recipe, labels = rows[name]
             if label in labels or label not in recipe.rows:
-                by_label = stray.setdefault((name, _context(request)), {})
-                by_label.setdefault(label, []).append(f"{request['digest']}/{request['seed']}")
+                stray.setdefault((name, _context(request)), {}).setdefault(label, []).append(request)
     for (name, context), by_label in stray.items():
         yield _stray_text(rows[name][0], context, by_label)
 
 
-def _stray_text(recipe: Recipe, context: Context, by_label: dict[str, list[str]]) -> str:
+def _stray_text(recipe: Recipe, context: Context, by_label: dict[str, list[dict[str, Any]]]) -> str:
     """What is to be known of finished runs, by the labels of the rows that once meant them."""
     count = sum(map(len, by_label.values()))
     text = (
@@ -101,16 +100,40 @@ def _stray_text(recipe: Recipe, context: Context, by_label: dict[str, list[str]]
         row = shlex.join(
             [f"{recipe.name}/{slug(changed[0])}", *context.overrides, "--scale", context.scale, *data]
         )
+        pairs = [(by_label[label][0], _experiment(recipe, recipe.rows[label], context)) for label in changed]
         text += (
-            f" Settings or data of these rows have changed since: {'; '.join(changed)}. "
-            f"`detbench diff {by_label[changed[0]][0]} {row}` lists how, `detbench run {row}` runs what it is now."
+            f" These rows mean another experiment now: {'; '.join(changed)} ({_since(pairs)}). "
+            f"`detbench run {row}` runs one as it is now."
         )
     if gone := [label for label in by_label if label not in recipe.rows]:
-        text += (
-            f" The recipe has no such rows any more: {'; '.join(gone)}. "
-            f"`detbench report {by_label[gone[0]][0]}` shows a run by itself."
+        text += f" The recipe has no such rows any more: {'; '.join(gone)}."
+    first = next(iter(by_label.values()))[0]
+    return f"{text} `detbench report {first['digest']}/{first['seed']}` shows a run by itself."
+
+
+def _since(pairs: Iterable[tuple[dict[str, Any], Experiment | None]]) -> str:
+    """What has changed between what runs were asked and what their rows mean now."""
+    found: dict[str, dict[str, None]] = {}
+    for request, experiment in pairs:
+        if experiment is None:
+            found["can't be run as they were"] = {}
+            continue
+        then, now = flatten(request["experiment"]), flatten(plain(experiment))
+        for key in {**now, **then}:
+            if key not in then:
+                found.setdefault("new settings", {})[key] = None
+            elif key not in now:
+                found.setdefault("settings that are gone", {})[key] = None
+            elif now[key] != then[key]:
+                found.setdefault("changed settings", {})[key] = None
+    named = {what: (list(keys)[:4], len(keys) - 4) for what, keys in found.items()}
+    return (
+        "; ".join(
+            what + (f": {', '.join(keys)}" if keys else "") + (f" and {more} more" if more > 0 else "")
+            for what, (keys, more) in named.items()
         )
-    return text
+        or "the data has changed"
+    )
 
 
 def _context(request: dict[str, Any]) -> Context:
@@ -172,7 +195,6 @@ def _table(
             results=results,
             curves=[read_curve(folder) for folder in folders],
             alignments=_alignments(folders) if "alignment" in recipe.head.plots else [],
-            stopped=store.stopped(digest) if digest else [],
         )
 
     entries = [entry(row) for row in recipe.rows.values() if row in rows]

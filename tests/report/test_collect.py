@@ -170,8 +170,8 @@ def test_finished_runs_that_no_row_means_any_more_are_named_with_what_to_do(
     assert [row.label for t in collect(store) for row in build(t).rows if row.seeds] == ["OneNet"]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("left out of the report: 1 finished run of quickstart at scale smoke.")
-    assert "have changed since: FCOS." in line
-    assert f"`detbench diff {name} quickstart/fcos optim.lr=5e-4 --scale smoke`" in line
+    assert "mean another experiment now: FCOS (new settings: optim.weight_decay)." in line
+    assert f"`detbench report {name}` shows" in line
     assert "`detbench run quickstart/fcos optim.lr=5e-4 --scale smoke`" in line
     assert collect(store, ["quickstart/onenet"])
     assert collect(store, scale="cpu") == []
@@ -190,6 +190,27 @@ def test_finished_runs_of_a_row_that_is_gone_are_named(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("left out of the report: 1 finished run of own at scale smoke.")
     assert f"no such rows any more: one. `detbench report {digest}/0` shows" in line
+
+
+def test_what_has_changed_since_a_run_is_named(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(request: dict[str, Any]) -> None:
+        request["experiment"]["optim"]["lr"] = 0.25
+        request["experiment"]["optim"]["of_old"] = 1
+
+    folder = tmp_path / "data"
+    write_data(folder, 1)
+    (old,) = finish(store, "quickstart/fcos", Context("smoke"))
+    rename(store, old, change)
+    finish(store, "quickstart/onenet", Context("smoke", str(folder)))
+    remove(folder)
+    write_data(folder, 2)
+    assert collect(store) == []
+    settings, data = capsys.readouterr().err.splitlines()
+    assert "FCOS (settings that are gone: optim.of_old; changed settings: optim.lr)" in settings
+    assert "OneNet (the data has changed)" in data
+    assert f"--data {folder}`" in data
 
 
 def test_the_command_does_not_call_a_store_of_such_runs_empty(store: Store) -> None:
