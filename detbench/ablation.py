@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,11 +63,8 @@ class Ablation:
 
     def defaults(self, context: Context) -> list[Experiment]:
         """What the values are changes of; nothing where the source says no whole experiment without them."""
-        found = []
-        for row in self.under:
-            with contextlib.suppress(RecipeError):
-                found.append(resolve(self.source, row, context))
-        return found
+        found = (_experiment(self.source, row, context) for row in self.under)
+        return [experiment for experiment in found if experiment is not None]
 
 
 def make(
@@ -79,8 +75,12 @@ def make(
     row: str | None,
     folder: Path,
     zipped: bool = False,
+    context: Context = Context(),
 ) -> Ablation:
     """Writes the recipe of an ablation. The same ablation is the same file.
+
+    Differences are taken to the source's baseline where it is among the rows, or else to the row that changes
+    nothing. The paper's claims come along as far as their rows do.
 
     Args:
         params: names the papers use (`tau`) or key paths (`optim.lr`); several make a grid.
@@ -91,6 +91,7 @@ def make(
             series, those it stands in.
         folder: where the file goes.
         zipped: the first values of all parameters together, then the second ones, instead of the grid.
+        context: in which a row may change nothing.
 
     Raises:
         RecipeError: a parameter nobody sweeps, an ambiguous one, or values that can't be used.
@@ -106,13 +107,13 @@ def make(
     axes = [_axis(source, param, own, params, start) for param, own in zip(params, lists, strict=True)]
     if zipped:
         _require_pairs(params, axes)
-    tree = _recipe_tree(source, axes, start, zipped=zipped)
+    under = [series.under for series in axes[0]] if len(axes) == 1 else [_under(source, axes, start)]
+    tree = _recipe_tree(source, axes, start, under, context, zipped=zipped)
     custom = "-" + slug("-".join(values)) if values else ""
     name = f"{slug(source.short_name)}-{slug('-'.join(params))}{'-zip' if zipped else ''}{custom}"
     path = folder / f"{name[:100]}-{digest_of(tree)[:8]}.toml"
     _write(path, tree)
-    unders = [series.under for series in axes[0]] if len(axes) == 1 else [_under(source, axes, start)]
-    return Ablation(path, source, tuple(unders))
+    return Ablation(path, source, tuple(under))
 
 
 def require_values(recipe: Recipe, context: Context) -> None:
@@ -252,7 +253,13 @@ def _laid_over(rows: Sequence[Row], label: str, values: Mapping[str, Any]) -> Ro
 
 
 def _recipe_tree(
-    recipe: Recipe, axes: Sequence[Sequence[Series]], start: Row | None, *, zipped: bool
+    recipe: Recipe,
+    axes: Sequence[Sequence[Series]],
+    start: Row | None,
+    under: Sequence[Row],
+    context: Context,
+    *,
+    zipped: bool,
 ) -> Tree:
     """The ablation as a recipe: all series of one parameter, or one series each of several, combined."""
     params = [axis[0].param for axis in axes]
@@ -277,7 +284,7 @@ def _recipe_tree(
         "table": f"ablation of {', '.join(params)}",
         "kind": "ablation",
         "title": f"{', '.join(params)} in {recipe.short_name}",
-        "baseline": "",
+        "baseline": _baseline_among(rows, recipe, under, context),
         "note": note,
     }
     return {
@@ -286,7 +293,26 @@ def _recipe_tree(
         "scale": recipe.overlays,
         "row": list({row.label: plain(row) for row in rows}.values()),
         "sweep": sweeps,
+        "claim": [plain(claim) for claim in recipe.claims if set(claim.rows) <= {row.label for row in rows}],
     }
+
+
+def _baseline_among(rows: Sequence[Row], recipe: Recipe, under: Sequence[Row], context: Context) -> str:
+    """Label of the row that differences are taken to; "" for none, as of several series, each with its own."""
+    if recipe.head.baseline in [row.label for row in rows]:
+        return recipe.head.baseline
+    unchanged = _experiment(recipe, under[0], context)
+    if len(under) > 1 or unchanged is None:
+        return ""
+    return next((row.label for row in rows if _experiment(recipe, row, context) == unchanged), "")
+
+
+def _experiment(recipe: Recipe, row: Row, context: Context) -> Experiment | None:
+    """What a row resolves to; None where it doesn't, which is told where the row is to be run."""
+    try:
+        return resolve(recipe, row, context)
+    except RecipeError:
+        return None
 
 
 def _combined(recipe: Recipe, axes: Sequence[Series], steps: Sequence[Step], start: Row | None) -> Row:
@@ -312,15 +338,13 @@ def _under(recipe: Recipe, axes: Sequence[Sequence[Series]], start: Row | None) 
 def _with_reported(recipe: Recipe, rows: Sequence[Row]) -> list[Row]:
     """The rows with the paper's numbers, where at its scale they are an experiment that it reports."""
 
-    def experiment(row: Row) -> str | None:
-        try:
-            return canonical(plain(resolve(recipe, row, Context("paper"))))
-        except RecipeError:  # told where the row is to be run, at that scale
-            return None
+    def spelled(row: Row) -> str | None:
+        experiment = _experiment(recipe, row, Context("paper"))
+        return None if experiment is None else canonical(plain(experiment))
 
-    papers = {experiment(row): row for row in recipe.runnable()}
+    papers = {spelled(row): row for row in recipe.runnable()}
     papers.pop(None, None)
-    same = ((row, papers.get(experiment(row))) for row in rows)
+    same = ((row, papers.get(spelled(row))) for row in rows)
     return [
         row if paper is None else replace(row, reported=paper.reported, source=paper.source)
         for row, paper in same

@@ -147,6 +147,47 @@ def test_a_grid_gathers_the_needs_of_its_values(tmp_path: Path, own: str) -> Non
     assert {row.use for row in recipe.rows.values()} == {"fcos"}, "the baseline, OneNet, has no part in it"
 
 
+# ------------------------------------------------------------------ what the values are compared with
+
+
+def test_differences_are_taken_to_the_papers_baseline_where_it_is_a_value(tmp_path: Path) -> None:
+    assert made(tmp_path, "alpha", recipe="align-detr/table5").head.baseline == "alpha=0.25"
+
+
+def test_differences_are_taken_to_the_value_that_changes_nothing(tmp_path: Path) -> None:
+    lr = recipes.resolve(
+        recipes.load("quickstart"), recipes.load("quickstart").rows["FCOS"], Context("cpu")
+    ).optim.lr
+    recipe = made(tmp_path, "optim.lr", values=(f"0.5,{lr},0.25",), row="FCOS")
+    assert recipe.head.baseline == f"optim.lr={lr}"
+    grid = made(tmp_path, "optim.lr", "training.batch", values=(f"0.5,{lr}", "2,4,8,16,32"), row="FCOS")
+    batch = experiments(recipe)[f"optim.lr={lr}"].training.batch
+    assert grid.head.baseline == f"optim.lr={lr}, training.batch={batch}"
+    assert made(tmp_path, "optim.lr", values=("0.5,0.25",)).head.baseline == ""
+
+
+def test_what_changes_nothing_depends_on_scale_and_overrides(tmp_path: Path) -> None:
+    values = ("3,1200",)
+    found = {
+        context: made(tmp_path, "schedule.length", values=values, context=context).head.baseline
+        for context in (Context("cpu"), Context("smoke"), Context("smoke", None, ("schedule.length=3",)))
+    }
+    assert list(found.values()) == ["schedule.length=1200", "", "schedule.length=3"]
+
+
+def test_several_series_have_no_baseline_in_common(tmp_path: Path) -> None:
+    assert made(tmp_path, "lambda_o2m", recipe="date/table10").head.baseline == ""
+
+
+def test_claims_come_along_as_far_as_their_rows_do(tmp_path: Path) -> None:
+    source = recipes.load("align-detr/table5")
+    recipe = made(tmp_path, "alpha", recipe="align-detr/table5")
+    kept = [claim for claim in source.claims if all("alpha" in label for label in claim.rows)]
+    assert kept
+    assert list(recipe.claims) == kept
+    assert made(tmp_path, "alpha", values=("0.1,0.2",), recipe="align-detr/table5").claims == ()
+
+
 # ------------------------------------------------------------------ series
 
 GRID = {"recipe": "date/table10", "values": ("1,3", "2")}

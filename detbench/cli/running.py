@@ -122,14 +122,22 @@ def ablate(
 ) -> None:
     """Run one parameter over several values, and print the table and its sweep."""
     from detbench import ablation, listing, stopping
+    from detbench.recipes import Context, select
 
     if stop_margin is not None and not stop_early:
         raise RecipeError("ablate: --stop-margin says when --stop-early stops; give both")
     store = open_store(runs)
+    context = Context(scale.value, None if data is None else str(data), tuple(overrides or ()))
     made = ablation.make(
-        param or [], values=values or [], recipe=recipe, row=row, folder=store.ablations, zipped=zipped
+        param or [],
+        values=values or [],
+        recipe=recipe,
+        row=row,
+        folder=store.ablations,
+        zipped=zipped,
+        context=context,
     )
-    chosen, context = parse([str(made.path), *(overrides or [])], scale, data)
+    chosen = select([str(made.path)])
     say(chosen[0][0].head.note)
     cells = _plan(chosen, context, seeds=seeds, store=store)
     ablation.require_values(chosen[0][0], context)

@@ -121,14 +121,15 @@ def build(collected: Collected) -> Table:
     )
 
 
-def uncontrolled(entry: Entry, baseline: Row) -> list[str]:
-    """Keys in which a row differs from the baseline though neither of them sets it.
+def uncontrolled(entry: Entry, baseline: Row, scale: Scale) -> list[str]:
+    """Keys in which a row differs from the baseline though neither of them sets it, at that scale or at all.
 
     Rows that use another variant than the baseline are compared as whole methods: there it is empty.
     """
     if entry.row.use != baseline.use:
         return []
-    declared = [key for row in (entry.row, baseline) for key in _leaves(row.set)]
+    trees = [tree for row in (entry.row, baseline) for tree in (row.set, row.scale.get(scale, {}))]
+    declared = [key for tree in trees for key in _leaves(tree)]
     return [key for key in entry.changes if not any(_touches(key, other) for other in declared)]
 
 
@@ -312,7 +313,7 @@ def _fairness_notes(collected: Collected) -> Iterable[str]:
     compared = [entry for entry in collected.entries if entry.results and entry is not baseline]
     if not compared or not baseline.results:
         return
-    others = {entry.row.label: uncontrolled(entry, baseline.row) for entry in compared}
+    others = {entry.row.label: uncontrolled(entry, baseline.row, collected.scale) for entry in compared}
     for label, keys in others.items():
         if keys:
             yield f"Not controlled: '{label}' also differs from the baseline in {', '.join(keys)}."

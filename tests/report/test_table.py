@@ -121,15 +121,20 @@ def test_a_table_without_runs_claims_nothing(collect):
 def test_a_row_that_differs_only_in_what_it_sets_is_controlled(collect):
     collected = collect("date/table5", 1)
     baseline = collected.recipe.rows["Baseline (OneNet)"]
-    assert uncontrolled(collected.entry("Baseline (OneNet), POTO"), baseline) == []
+    assert uncontrolled(collected.entry("Baseline (OneNet), POTO"), baseline, "cpu") == []
     assert any("Controlled" in note and note.endswith("POTO.") for note in build(collected).notes)
+
+
+def test_the_values_of_a_sweep_are_what_its_rows_set(collect):
+    (note,) = [note for note in build(collect("align-detr/table5", 1)).notes if "ontrolled" in note]
+    assert note.startswith("Controlled, differing from the baseline only in what they set: alpha=0;")
 
 
 def test_a_difference_that_no_row_sets_is_named(collect):
     collected = collect("date/table5", 1)
     entry = collected.entry("Baseline (OneNet), POTO")
     entry.changes["optim.lr"] = (1e-3, 2e-3)
-    assert uncontrolled(entry, collected.recipe.rows["Baseline (OneNet)"]) == ["optim.lr"]
+    assert uncontrolled(entry, collected.recipe.rows["Baseline (OneNet)"], "cpu") == ["optim.lr"]
     assert any("also differs from the baseline in optim.lr" in note for note in build(collected).notes)
 
 
