@@ -65,7 +65,7 @@ class CostMining:
         variance_floor: added to the variances of the mixture.
     """
 
-    cost: QueryHungarian = QueryHungarian()
+    cost: QueryHungarian = QueryHungarian(focal_eps=1e-12)
     variance_floor: Positive = 1e-5
 
 
@@ -77,6 +77,7 @@ class Consistency:
         weight: of the squared distance of the normalised states, before the teacher's own.
         groups: identical groups of these queries, hidden from each other and from the matching queries.
         roi_size: cells of the RoIAlign, each way.
+        finest_side: boxes smaller than twice this, in pixels, are cut from the finest level.
         hidden_dim: of the projector.
         mining: which candidates below the threshold take part; None for none.
     """
@@ -84,6 +85,7 @@ class Consistency:
     weight: NonNegative = 10.0
     groups: Count = 5
     roi_size: Count = 7
+    finest_side: Positive = 56.0
     hidden_dim: Count = 1024
     mining: CostMining | None = CostMining()
 
