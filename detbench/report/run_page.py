@@ -14,13 +14,14 @@ from PIL import Image
 
 from detbench import __version__
 from detbench.data.images import read_image
+from detbench.metrics.crowd import FPPI_POINTS, CrowdResult
 from detbench.metrics.errors import KINDS, RIGHT
 from detbench.metrics.matching import Ints
 from detbench.report import forms
 from detbench.report.alignment import histogram
 from detbench.report.gather import hardware
-from detbench.report.plots import page_svg
-from detbench.report.run_report import SHOWN, RunReport, as_tree, gains, number_text, render
+from detbench.report.plots import SERIES, Plot, canvas, page_svg
+from detbench.report.run_report import CROWD_NOTE, SHOWN, RunReport, as_tree, gains, number_text, render
 from detbench.store import write_text
 
 if TYPE_CHECKING:
@@ -150,6 +151,8 @@ def page(report: RunReport) -> str:
             pictures=pictures,
             marks={kind: text for kind, text in MARKS.items() if kind in drawn},
             alignment=_alignment(report),
+            miss_rate=None if report.crowd is None else _inline(miss_rate(report.crowd)),
+            crowd_note=CROWD_NOTE,
             line=_line,
             percent=number_text,
         )
@@ -251,9 +254,28 @@ def _alignment(report: RunReport) -> Markup | None:
     """The histograms of IoU; none where no detection overlaps any object."""
     if not len(report.alignment.best):
         return None
+    return _inline(histogram(report.alignment, label=""))
+
+
+def miss_rate(found: CrowdResult) -> Plot:
+    """The miss rate over false positives per image, whose mean mMR is (Dollár et al., 2012)."""
+    figure, axes = canvas("false positives per image", "miss rate")
+    low, high = FPPI_POINTS[0] / 2, FPPI_POINTS[-1] * 2
+    fppi = found.false_positives_per_image
+    x = np.geomspace(low, high, 200)
+    if len(fppi) and found.recall[0] >= 0:
+        # As in the metric: a rate's miss rate is that of the first detection to reach it, and the last one's beyond.
+        shown = np.searchsorted(fppi, x, side="left").clip(max=len(fppi) - 1)
+        axes.plot(x, 1 - found.recall[shown], color=SERIES[0], linewidth=1.5)
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.set_ylim(0, 1)
+    return Plot("miss-rate", "Miss rate over false positives per image", figure)
+
+
+def _inline(plot: Plot) -> Markup:
     from markupsafe import Markup
 
-    plot = histogram(report.alignment, label="")
     return Markup(page_svg(plot.figure, prefix=plot.name, title=plot.title))
 
 

@@ -15,19 +15,24 @@ from detbench.data.fingerprint import fingerprint
 from detbench.data.sources import read_splits
 from detbench.data.truth import ground_truth
 from detbench.errors import DataError, DetbenchError
-from detbench.metrics import errors
+from detbench.metrics import crowd, errors
 from detbench.metrics.alignment import Alignment, measure
 from detbench.metrics.coco import CocoResult, DetectionTable, accumulate
+from detbench.metrics.crowd import CrowdResult
 from detbench.metrics.errors import KINDS, Costs, Errors
 from detbench.metrics.matching import Floats, Ints
 from detbench.parts.data import Data
 from detbench.parts.part import read_part
-from detbench.parts.test import CocoMetrics
+from detbench.parts.test import CocoMetrics, Test
 from detbench.recipes import short
 from detbench.results import DETECTIONS, Result, read_detections, read_request, read_result
 from detbench.store import Store
 
 SHOWN = ("AP", "AP50", "AP75")
+CROWD_NOTE = (
+    "This run is measured with CrowdHuman's metrics. Errors, precision over recall, AP of classes and pictures are "
+    "counted as COCO's evaluation does, with 100 detections of an image at most and regions to ignore as crowds"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +47,8 @@ class RunReport:
         table: the detections.
         found: what became of each, and of each object.
         costs: of the kinds of errors, in AP at IoU 0.5.
-        measured: COCO's numbers.
+        measured: COCO's numbers, by which errors and curves are counted whatever the run's own metrics are.
+        crowd: CrowdHuman's numbers of a run that is measured with them, else None.
         score: detections of at least this score are counted in `confusion` and `image_f1`: the one at which F1 at
             IoU 0.5 over all classes is best.
         confusion: (K + 1, K + 1) classes of objects by classes of detections; the last of each is none.
@@ -58,6 +64,7 @@ class RunReport:
     found: Errors
     costs: Costs
     measured: CocoResult
+    crowd: CrowdResult | None
     score: float
     confusion: Ints
     image_f1: Floats
@@ -67,6 +74,18 @@ class RunReport:
     def name(self) -> str:
         """What the run is called by: its digest and seed."""
         return f"{self.result.digest}/{self.result.seed}"
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """The run's own numbers in percent, by the metrics that it is tested with."""
+        if self.crowd is not None:
+            return {name: _percent(value) for name, value in self.crowd.summary.items()}
+        return self.coco
+
+    @property
+    def coco(self) -> dict[str, float | None]:
+        """COCO's numbers in percent."""
+        return {name: _percent(self.measured.summary[name]) for name in SHOWN}
 
     def worst(self, count: int) -> list[int]:
         """The images with the lowest F1, of equal ones those with more errors first; none without an error."""
@@ -108,8 +127,10 @@ def examine(folder: Path) -> RunReport:
             f"{splits.root}: this is not the data of run {folder}: its fingerprint was "
             f"{result.data['fingerprint']}, now it is {now}. Put the data back, or run again"
         )
+    own = read_part(Test, result.experiment["test"], where=f"{folder}: test").metrics
     truth = ground_truth(splits.val, CocoMetrics())
     table = read_detections(folder / DETECTIONS)
+    sizes = np.stack([splits.val.widths, splits.val.heights], axis=1)
     found = errors.analyse(truth, table)
     score = found.best_score()
     return RunReport(
@@ -121,6 +142,7 @@ def examine(folder: Path) -> RunReport:
         found=found,
         costs=found.costs(),
         measured=accumulate(found.matches),
+        crowd=crowd.evaluate(truth, table, sizes) if own.kind == "crowd" else None,
         score=score,
         confusion=errors.confusion(found, truth, table, score),
         image_f1=found.image_f1(score),
@@ -144,14 +166,18 @@ def render(report: RunReport, form: str) -> str:
 
 
 def as_tree(report: RunReport) -> dict[str, Any]:
-    """Every number of the report as plain values, in percent where they are AP or its kin."""
+    """Every number of the report as plain values, in percent where they are AP or its kin.
+
+    "metrics" are the run's own; "coco" is what errors, classes and curves are counted by.
+    """
     costs, counts, names = report.costs, report.found.counts(), report.annotations.category_names
     return {
         "run": report.name,
         "rows": report.rows,
         "scale": report.result.scale,
         "data": report.result.data,
-        "metrics": {name: _percent(report.measured.summary[name]) for name in SHOWN},
+        "metrics": report.metrics,
+        "coco": report.coco,
         "errors": {
             kind: {"count": int(counts[i].sum()), "gain": 100 * costs.kinds[kind]}
             for i, kind in enumerate(KINDS)
@@ -233,6 +259,8 @@ def _terminal(report: RunReport) -> str:
     with console.capture() as capture:
         console.print(Text.assemble((f"run {report.name}", "bold"), f"  {', '.join(report.rows)}"))
         console.print(Text(_described(report), style="dim"))
+        if report.crowd is not None:
+            console.print(Text(f"{CROWD_NOTE}: AP50 {number_text(report.coco['AP50'])} there", style="dim"))
         for part in (kinds, classes, worst):
             console.print()
             console.print(part)
@@ -243,8 +271,8 @@ def _terminal(report: RunReport) -> str:
 
 
 def _described(report: RunReport) -> str:
-    """A run's data and AP in one line."""
-    numbers = ", ".join(f"{name} {number_text(_percent(report.measured.summary[name]))}" for name in SHOWN)
+    """A run's data and numbers in one line."""
+    numbers = ", ".join(f"{name} {number_text(value)}" for name, value in report.metrics.items())
     images, objects = report.annotations.num_images, int(report.found.counted.sum())
     return f"{numbers} on {images:,} images of {report.result.data['name']} with {objects:,} objects"
 

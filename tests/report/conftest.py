@@ -5,18 +5,25 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from detbench import recipes
+from detbench.data.fingerprint import fingerprint
+from detbench.data.sources import read_splits
+from detbench.parts.data import Coco, Drawn
 from detbench.parts.part import plain
 from detbench.recipe_text import Row
 from detbench.recipes import Context, Recipe
 from detbench.report.gather import Collected, Entry
-from detbench.results import Curve, Result
+from detbench.results import DETECTIONS, REQUEST, RESULT, Curve, Result
+from detbench.store import Store, write_json
 
 Collect = Callable[..., Collected]
+DIGEST = "0123456789abcdef"
 
 SPECIALS = """
 [recipe]
@@ -160,6 +167,44 @@ def metrics(ap: float, chance: random.Random) -> dict[str, float | None]:
         "APs": 0.6 * ap + chance.gauss(0, 0.5), "APm": 1.1 * ap + chance.gauss(0, 0.5),
         "APl": 1.3 * ap + chance.gauss(0, 0.8),
     }  # fmt: skip
+
+
+def finished_run(
+    store: Store, source: Drawn | Coco, digest: str = DIGEST, seed: int = 0, recipe_name: str = "date/table5"
+) -> Path:
+    """A run that never ran: its detections are the objects, most of them spoiled."""
+    recipe = recipes.load(recipe_name)
+    row = recipe.runnable()[0]
+    experiment = plain(recipes.resolve(recipe, row, Context("smoke", None, ())))
+    experiment["data"]["source"] = plain(source)
+    val = read_splits(source, store.cache).val
+    folder = store.folder(digest, seed)
+    folder.mkdir(parents=True)
+
+    rng = np.random.default_rng(0)
+    kept = np.flatnonzero(rng.random(len(val.labels)) < 0.8)
+    kept = np.concatenate([kept, kept[:10]])  # ten duplicates
+    boxes = val.boxes[kept]
+    boxes[:, :2] += rng.normal(0, 0.15, (len(kept), 2)) * boxes[:, 2:]
+    labels = np.where(
+        rng.random(len(kept)) < 0.3, (val.labels[kept] + 1) % len(val.category_names), val.labels[kept]
+    )
+    np.savez_compressed(
+        folder / DETECTIONS,
+        image=val.image_idx[kept], label=labels, boxes_xywh=boxes, scores=np.linspace(0.9, 0.1, len(kept)),
+    )  # fmt: skip
+
+    write_json(folder / REQUEST, {"seed": seed, "places": [[recipe.name, row.label]]})
+    result = {
+        "digest": digest, "training_digest": "", "seed": seed, "scale": "smoke", "experiment": experiment,
+        "metrics": {"AP": 12.34, "APl": None}, "per_class": {}, "cost": {}, "steps": 2, "epochs": 1.0,
+        "seconds": {"train": 1.0, "test": 1.0}, "commit": "", "weights_from": "",
+        "environment": {"device": "cpu", "threads": 1, "cpu": "a <CPU>"}, "finished": "2026-01-02T03:04:05+00:00",
+        "data": {"fingerprint": fingerprint(source, store.cache), "name": "some & more", "drawn": True,
+                 "num_train": 2, "num_val": 12, "num_classes": len(val.category_names)},
+    }  # fmt: skip
+    write_json(folder / RESULT, result)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -208,7 +208,7 @@ def test_what_has_changed_since_a_run_is_named(
     write_data(folder, 2)
     assert collect(store) == []
     settings, data = capsys.readouterr().err.splitlines()
-    assert "FCOS (settings that are gone: optim.of_old; changed settings: optim.lr)" in settings
+    assert "FCOS (changed settings: optim.lr; settings that are gone: optim.of_old)" in settings
     assert "OneNet (the data has changed)" in data
     assert f"--data {folder}`" in data
 

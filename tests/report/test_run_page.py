@@ -10,61 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import DIGEST, finished_run
 from typer.testing import CliRunner
 
-from detbench import cli, recipes
-from detbench.data.fingerprint import fingerprint
+from detbench import cli
 from detbench.data.sources import read_splits
 from detbench.data.truth import ground_truth
 from detbench.errors import DataError, DetbenchError, StoreError
 from detbench.metrics import coco
 from detbench.metrics.errors import KINDS
 from detbench.parts.data import Coco, Drawn
-from detbench.parts.part import plain
 from detbench.parts.test import CocoMetrics
-from detbench.recipes import Context
 from detbench.report.alignment import of_run
 from detbench.report.run_page import confusion_matrix, page, picture
 from detbench.report.run_report import RunReport, as_tree, examine, render
 from detbench.results import DETECTIONS, REQUEST, RESULT, read_detections
 from detbench.store import Store, write_json
 
-DIGEST = "0123456789abcdef"
 DRAWN = Drawn(size=64, num_train=2, num_val=12)
-
-
-def finished_run(store: Store, source: Drawn | Coco, digest: str = DIGEST, seed: int = 0) -> Path:
-    """A run that never ran: its detections are the objects, most of them spoiled."""
-    recipe = recipes.load("date/table5")
-    row = recipe.runnable()[0]
-    experiment = plain(recipes.resolve(recipe, row, Context("smoke", None, ())))
-    experiment["data"]["source"] = plain(source)
-    val = read_splits(source, store.cache).val
-    folder = store.folder(digest, seed)
-    folder.mkdir(parents=True)
-
-    rng = np.random.default_rng(0)
-    kept = np.flatnonzero(rng.random(len(val.labels)) < 0.8)
-    kept = np.concatenate([kept, kept[:10]])  # ten duplicates
-    boxes = val.boxes[kept]
-    boxes[:, :2] += rng.normal(0, 0.15, (len(kept), 2)) * boxes[:, 2:]
-    labels = np.where(rng.random(len(kept)) < 0.3, (val.labels[kept] + 1) % 8, val.labels[kept])
-    np.savez_compressed(
-        folder / DETECTIONS,
-        image=val.image_idx[kept], label=labels, boxes_xywh=boxes, scores=np.linspace(0.9, 0.1, len(kept)),
-    )  # fmt: skip
-
-    write_json(folder / REQUEST, {"seed": seed, "places": [[recipe.name, row.label]]})
-    result = {
-        "digest": digest, "training_digest": "", "seed": seed, "scale": "smoke", "experiment": experiment,
-        "metrics": {"AP": 12.34, "APl": None}, "per_class": {}, "cost": {}, "steps": 2, "epochs": 1.0,
-        "seconds": {"train": 1.0, "test": 1.0}, "commit": "", "weights_from": "",
-        "environment": {"device": "cpu", "threads": 1, "cpu": "a <CPU>"}, "finished": "2026-01-02T03:04:05+00:00",
-        "data": {"fingerprint": fingerprint(source, store.cache), "name": "some & more", "drawn": True,
-                 "num_train": 2, "num_val": 12, "num_classes": 8},
-    }  # fmt: skip
-    write_json(folder / RESULT, result)
-    return folder
 
 
 @pytest.fixture(scope="module")
