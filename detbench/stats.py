@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+ROUNDING = 1e-9
+"""Percentage points within which numbers are the same: they differ by the order of additions."""
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A mean and how well it is known.
@@ -41,7 +45,8 @@ class Estimate:
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     """Mean of independent values, such as the seeds of a row, with Student's t interval.
 
-    The interval is mean +- t(1 - (1 - confidence) / 2, n - 1) * sd / sqrt(n) (Student, Biometrika 6, 1908).
+    The interval is mean +- t(1 - (1 - confidence) / 2, n - 1) * sd / sqrt(n) (Student, Biometrika 6, 1908). Values
+    that are all alike have none: they say nothing of how far another one may lie.
     """
     import numpy as np
     from scipy.stats import t
@@ -50,6 +55,8 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate
     mean, count = float(np.mean(values)), len(values)
     if count == 1:
         return Estimate(mean, None, 1, None, None)
+    if np.ptp(values) < ROUNDING:
+        return Estimate(mean, 0.0, count, None, None)
     sd = float(np.std(values, ddof=1))
     half = float(t.ppf((1 + confidence) / 2, count - 1)) * sd / math.sqrt(count)
     return Estimate(mean, sd, count, mean - half, mean + half)
@@ -122,15 +129,15 @@ def least_significant_difference(groups: Sequence[Sequence[float]], confidence: 
 def one_sided_p(difference: Estimate, margin: float = 0.0) -> float:
     """Probability of so large a mean difference or a larger one, were the true difference the margin.
 
-    Student's t test of the mean of at least two paired differences against the margin. Of differences that are
-    all alike the test is sure: 0 above the margin, 1 below; 0.5 at the margin.
+    Student's t test of the mean of at least two paired differences against the margin. Differences that are all
+    alike, as of a few test images or of a run with itself, have no spread to test with: 0.5, which decides nothing.
     """
     from scipy.stats import t
 
     assert difference.sd is not None
-    excess = difference.mean - margin
-    error = difference.sd / math.sqrt(difference.count)
-    statistic = excess / error if error > 0 else math.copysign(math.inf, excess) if excess else 0.0
+    if difference.sd == 0:
+        return 0.5
+    statistic = (difference.mean - margin) / (difference.sd / math.sqrt(difference.count))
     return float(t.sf(statistic, difference.count - 1))
 
 
@@ -155,7 +162,7 @@ def seeds_to_decide(
 
     Args:
         excess: true difference beyond the margin tested, positive.
-        sd: standard deviation of the paired differences.
+        sd: standard deviation of the paired differences, above 0.
         alpha: level of the test.
         power: probability of finding it.
         most: seeds beyond which nobody would go.
@@ -166,10 +173,9 @@ def seeds_to_decide(
     from scipy.stats import nct, t
 
     assert excess > 0
+    assert sd > 0
 
     def finds(count: int) -> bool:
-        if sd == 0:
-            return True
         critical = float(t.isf(alpha, count - 1))
         return float(nct.sf(critical, count - 1, excess / sd * math.sqrt(count))) >= power
 

@@ -52,7 +52,8 @@ class Verdict:
     supported: every contrast is significantly as claimed. The claim's p-value is the largest of its contrasts'.
     contradicted: one contrast at least is significantly the other way. The claim's p-value is the smallest of its
         contrasts', times their number (Bonferroni).
-    undecided: neither, or too little is measured: one seed has no spread to test against.
+    undecided: neither, or too little is measured: one seed has no spread to test against, nor have several that agree
+        to the digit.
 
     Both kinds of p-value are adjusted over all claims of the table that were tested (Holm) and significant below
     0.05: the chance that any claim of a table is wrongly called supported is 5 percent at most, and the same for
@@ -209,6 +210,11 @@ def _decided_by(contrasts: Sequence[Contrast], seeds: int, family: int) -> str:
     Support needs every contrast, so that the risks of missing one share what POWER leaves (Bonferroni); contradiction
     needs one alone. The level is the strictest that Holm may ask for.
     """
+    if any(contrast.difference.sd == 0 for contrast in contrasts):
+        return (
+            "Seeds agree to the digit, so that their spread isn't known; more seeds, or more images to test on, "
+            "would show it."
+        )
     level = ALPHA / family
     if all(contrast.excess > 0 for contrast in contrasts):
         ruling = "support"

@@ -195,6 +195,7 @@ def _table(
             results=results,
             curves=[read_curve(folder) for folder in folders],
             alignments=_alignments(folders) if "alignment" in recipe.head.plots else [],
+            stopped=store.stopped(digest) if digest else [],
         )
 
     entries = [entry(row) for row in recipe.rows.values() if row in rows]

@@ -234,7 +234,7 @@ def _spread_notes(collected: Collected) -> Iterable[str]:
     if max(counts) > 1:
         yield (
             "Measured: mean ± standard deviation over seeds. Differences are paired over seeds, with a 95 % "
-            "Student interval."
+            "Student interval: training noise only, on the same validation images."
         )
     if 1 in counts:
         yield "A single seed says nothing about the spread between seeds: small differences may be chance."
@@ -300,8 +300,8 @@ def _verdict_notes(verdicts: Sequence[Verdict], scale: Scale) -> Iterable[str]:
 
 
 def _smallest_detectable(found: Estimate | None, column: Column) -> float | None:
-    """For a difference over two seeds at least, of a number that is measured."""
-    if found is None or found.sd is None or found.over == "images" or column.counted:
+    """For a difference over two seeds at least that don't all agree, of a number that is measured."""
+    if found is None or not found.sd or found.over == "images" or column.counted:
         return None
     return smallest_detectable_difference(found.sd, found.count)
 

@@ -145,12 +145,13 @@ def test_where_there_is_next_to_no_difference_no_number_of_seeds_decides(judged:
     assert verdict.decided_by == "At this difference no number of seeds up to 1,000 would decide it."
 
 
-def test_a_row_compared_with_its_own_run_is_undecided_in_sign_and_at_least_as_good_within_a_margin(
-    judged: Judge,
-):
-    same = {A: (30, 31, 32), B: (30, 31, 32)}
-    assert judged(same, claim("sign", B, A)).ruling == "undecided"
-    assert judged(same, claim("at_least", B, A, margin=-0.5)).ruling == "supported"
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_seeds_that_agree_to_the_digit_decide_nothing(judged: Judge, ahead: float):
+    same = {A: (30, 31, 32), B: (30 + ahead, 31 + ahead, 32 + ahead)}
+    for made in (claim("sign", B, A), claim("at_least", B, A, margin=-0.5), claim("order", A, B)):
+        verdict = judged(same, made)
+        assert verdict.ruling == "undecided"
+        assert verdict.decided_by.startswith("Seeds agree to the digit, so that their spread isn't known;")
 
 
 def test_one_seed_decides_nothing_and_shows_what_other_images_would_do(collect):
