@@ -242,7 +242,10 @@ def layers(recipe: Recipe, row: Row, context: Context) -> Tree:
     tree = merge(tree, row.scale.get(context.scale, {}))
     if context.data is not None:
         source = source_in(context.data)
-        tree = merge(tree, {"data": {"source": {"kind": source.kind, "root": source.root}}})
+        folder = {"kind": source.kind, "root": source.root}
+        tree = merge(tree, {"data": {"source": folder}})
+        if tree["data"].get("unlabelled") is not None:
+            tree = merge(tree, {"data": {"unlabelled": folder}})
     return tree
 
 

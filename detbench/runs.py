@@ -105,15 +105,15 @@ def plan(
         why = f"they need parts that don't exist yet: {', '.join(needs)}" if needs else "they are quoted"
         raise RecipeError(f"{names}: none of the chosen rows can run; {why}")
     cells: dict[tuple[str, int], Cell] = {}
-    fingerprints: dict[Source, str] = {}  # of real data each one looks at every image file
+    fingerprints: dict[tuple[Source, Source | None], str] = {}  # of real data each looks at every image file
     for seed in seeds:
         for recipe, row, asked_for in resolved:
             sources = _sources(asked_for)
             for place, experiment in [*sources, ((recipe.name, row.label), asked_for)]:
-                source = experiment.data.source
-                if source not in fingerprints:
-                    fingerprints[source] = fingerprint(source, store.cache)
-                data = fingerprints[source]
+                source, unlabelled = experiment.data.source, experiment.data.unlabelled
+                if (source, unlabelled) not in fingerprints:
+                    fingerprints[source, unlabelled] = fingerprint(source, store.cache, unlabelled=unlabelled)
+                data = fingerprints[source, unlabelled]
                 digest = experiment.digest(data)
                 before = cells.get((digest, seed))
                 places = before.places if before else ()

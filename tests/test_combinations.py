@@ -219,6 +219,106 @@ def test_what_cant_work_is_refused_with_its_place(changes: dict[str, Any], said:
     assert [line for line in error.value.problems if line.startswith(f"here: {said}")], error.value.problems
 
 
+FEW = {"labelled": {"percent": 10}}
+MANY = {"branches": {"decoder": branch("decoder", "query_iou")}, "postprocess": {"kind": "nms"}}
+TAUGHT: dict[str, Any] = {"data": FEW, "teacher": {"group": 4}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"data": FEW}, id="supervised alone"),
+        pytest.param(TAUGHT, id="partial"),
+        pytest.param({**TAUGHT, "data": {"unlabelled": {"kind": "drawn", "seed": 1}}}, id="full"),
+        pytest.param({**TAUGHT, "test.student": True}, id="its student tested"),
+        pytest.param({**TAUGHT, "first_stage": MANY}, id="two stages"),
+        pytest.param({"first_stage": MANY}, id="two stages without a teacher"),
+        pytest.param(
+            {
+                **TAUGHT,
+                "branches.dn": branch("denoising", "known"),
+                "first_stage": {**MANY, "silent_on_pseudo": ["dn"]},
+            },
+            id="denoising silent at first",
+        ),
+    ],
+)
+def test_few_labels_are_accepted_with_and_without_a_teacher(changes: dict[str, Any]) -> None:
+    read(changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"teacher": {"group": 4}}, "teacher: all images are labelled; expected data.labelled or data.unl"),
+        ({**TAUGHT, "training": {"batch": 6}}, "teacher.group: 4 doesn't divide the batch of 6"),
+        ({**TAUGHT, "training": {"accumulate": 2}}, "training.accumulate: must be 1 with a teacher, found 2"),
+        ({**TAUGHT, "training": {"ema": 0.9}}, "training.ema: the teacher is the moving average"),
+        ({"test.student": True}, "test.student: there is no student without a teacher"),
+        ({"data": {"unlabelled": {"kind": "drawn"}}}, "data.unlabelled: nobody labels these images"),
+        (
+            {**TAUGHT, "data": {**FEW, "unlabelled": {"kind": "drawn"}}},
+            "data.unlabelled: the images that data.labelled leaves are the unlabelled ones",
+        ),
+        ({"data": {**FEW, "source": {"kind": "crowdhuman"}}}, "data.labelled: draws from a file in COCO's"),
+        (
+            {"data": {**FEW, "source": {"kind": "drawn", "preset": "crowd"}}},
+            "data.labelled: draws from a file in COCO's",
+        ),
+        (
+            {"first_stage": {**MANY, "branches": {"decode": branch("decoder")}}},
+            "first_stage.branches.decode: no branch is called 'decode'; did you mean 'decoder'?",
+        ),
+        (
+            {
+                "first_stage": {
+                    **MANY,
+                    "branches": {
+                        "decoder": {**branch("decoder"), "predictor": {"kind": "decoder", "layers": "last"}}
+                    },
+                }
+            },
+            "first_stage.branches.decoder.predictor: must be that of branches.decoder",
+        ),
+        (
+            {"first_stage": {**MANY, "branches": {"decoder": branch("decoder", "known")}}},
+            "first_stage.branches.decoder: predictor 'decoder' doesn't go with assigner 'known'",
+        ),
+        (
+            {"first_stage": {**MANY, "postprocess": {"kind": "top_k", "quality": "sqrt"}}},
+            "first_stage.postprocess.quality: 'sqrt' needs detector.quality_head = true",
+        ),
+        (
+            {"first_stage": {**MANY, "silent_on_pseudo": ["decoder"]}},
+            "first_stage.silent_on_pseudo: there are no pseudo labels without a teacher",
+        ),
+        (
+            {**TAUGHT, "first_stage": {**MANY, "silent_on_pseudo": ["dn"]}},
+            "first_stage.silent_on_pseudo: no branch is called 'dn'",
+        ),
+    ],
+)
+def test_what_cant_be_taught_is_refused_with_its_place(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        read(changes)
+    assert [line for line in error.value.problems if line.startswith(f"here: {said}")], error.value.problems
+
+
+def test_what_is_wrong_in_both_stages_is_said_once() -> None:
+    with pytest.raises(RecipeError) as error:
+        read({"detector.transformer": {"num_heads": 7}, "first_stage": MANY})
+    assert len(error.value.problems) == 1
+
+
+def test_a_stage_ends_before_the_step_that_reaches_its_share_and_its_test_after_it() -> None:
+    experiment = read({"first_stage": {**MANY, "until": 0.6}})
+    kinds = [experiment.branches_at(step / 1000)["decoder"].assigner.kind for step in (0, 599, 600, 999)]
+    assert kinds == ["query_iou", "query_iou", "query_hungarian", "query_hungarian"]
+    assert experiment.branches_at(0.1)["encoder"] == experiment.branches["encoder"]
+    kinds = [experiment.postprocess_at(step / 1000).kind for step in (1, 600, 601, 1000)]
+    assert kinds == ["nms", "nms", "top_k", "top_k"]
+
+
 def test_a_dense_detector_takes_no_part_of_a_query_detector() -> None:
     with pytest.raises(RecipeError) as error:
         read({"detector": {"kind": "dense", "backbone": {"kind": "resnet"}}})

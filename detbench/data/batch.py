@@ -23,6 +23,7 @@ class Sample:
         original_size: height and width of the file's image.
         image_index: its place in the split's annotations.
         name: its file name.
+        matrix: (3, 3) float64, takes pixels of the file's image to those of `image`.
     """
 
     image: Tensor
@@ -31,6 +32,7 @@ class Sample:
     original_size: tuple[int, int]
     image_index: int
     name: str
+    matrix: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Batch:
         original_sizes: height and width of each file's image.
         image_index: place of each image in the split's annotations.
         names: file name of each image.
+        matrices: (B, 3, 3) float64, take pixels of the files' images to those of these.
     """
 
     images: Tensor
@@ -52,6 +55,7 @@ class Batch:
     original_sizes: tuple[tuple[int, int], ...]
     image_index: tuple[int, ...]
     names: tuple[str, ...]
+    matrices: Tensor
 
     def mask(self) -> Tensor:
         """(B, H, W) bool, True in the padding."""
@@ -59,6 +63,32 @@ class Batch:
         for inside, (height, width) in zip(mask, self.sizes, strict=True):
             inside[:height, :width] = False
         return mask
+
+
+@dataclass(frozen=True, slots=True)
+class TeachingBatch:
+    """The images of one step where a teacher labels some of them.
+
+    Attributes:
+        labelled: with their objects.
+        weak: the others as the teacher sees them.
+        strong: the same images in the same order as the student sees them.
+    """
+
+    labelled: Batch
+    weak: Batch
+    strong: Batch
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """File name of each image, the labelled ones' first."""
+        return self.labelled.names + self.strong.names
+
+    @property
+    def weak_to_strong(self) -> Tensor:
+        """(B, 3, 3) float32, take pixels of the weak views to those of the strong ones."""
+        back: Tensor = torch.linalg.inv(self.weak.matrices)
+        return (self.strong.matrices @ back).float()
 
 
 def collate(samples: Sequence[Sample], pad_multiple: int) -> Batch:
@@ -77,6 +107,7 @@ def collate(samples: Sequence[Sample], pad_multiple: int) -> Batch:
         original_sizes=tuple(s.original_size for s in samples),
         image_index=tuple(s.image_index for s in samples),
         names=tuple(s.name for s in samples),
+        matrices=torch.stack([s.matrix for s in samples]),
     )
 
 

@@ -95,6 +95,43 @@ def inspect_annotations(path: Path) -> tuple[Annotations, list[Problem]]:
         return _inspected(path, hashlib.sha256(content).hexdigest(), _json(path, content))
 
 
+def find_unlabelled(root: Path) -> SplitFiles:
+    """Where a data set keeps images without annotations: COCO's own unlabelled ones, else its training split.
+
+    Raises:
+        DataError: it has neither.
+    """
+    files = SplitFiles(root / "annotations/image_info_unlabeled2017.json", root / "unlabeled2017")
+    if files.annotations.is_file():
+        return files
+    return find_layout(root).train
+
+
+def read_images(path: Path, *, cache: Path | None) -> Annotations:
+    """The images that a COCO file lists, without annotations or classes, whatever else is in it.
+
+    The columns are kept in the cache folder, as those of `read_annotations`.
+
+    Args:
+        path: the JSON file.
+        cache: folder for the columns; None to keep nothing.
+
+    Raises:
+        DataError: the file can't be read as a list of images; names the first record at fault.
+    """
+    return kept_columns(
+        path, lambda: without_problems(*_inspected_images(path)), cache=cache, variant="images"
+    )
+
+
+def _inspected_images(path: Path) -> tuple[Annotations, list[Problem]]:
+    content = read_bytes(path)
+    with _no_collection():
+        images = _json(path, content, keys=("images",))["images"]
+        tree: dict[str, list[Any]] = {"images": images, "annotations": [], "categories": []}
+        return _inspected(path, hashlib.sha256(content).hexdigest(), tree)
+
+
 def read_in_file_order(path: Path) -> tuple[Annotations, list[int | str]]:
     """The annotations of a COCO file, and the ids of its images in the file's own order, for what is drawn by place.
 
@@ -130,7 +167,9 @@ def _inspected(path: Path, sha256: str, tree: Mapping[str, list[Any]]) -> tuple[
     ), problems
 
 
-def _json(path: Path, content: bytes) -> Mapping[str, list[Any]]:
+def _json(
+    path: Path, content: bytes, keys: Sequence[str] = ("images", "annotations", "categories")
+) -> Mapping[str, list[Any]]:
     try:
         try:
             tree = _loads(_OUTLINE.sub(b'"segmentation":0', content))
@@ -145,14 +184,17 @@ def _json(path: Path, content: bytes) -> Mapping[str, list[Any]]:
             f"{path}: not valid JSON at line {error.lineno}, column {error.colno} (character {error.pos} of "
             f"{len(error.doc)}): {error.msg}. If the file was cut off on its way here, fetch it again."
         ) from None
-    keys = ("images", "annotations", "categories")
     if not isinstance(tree, dict) or not all(isinstance(tree.get(key), list) for key in keys):
         found = ", ".join(tree) if isinstance(tree, dict) else f"a {type(tree).__name__}"
         raise DataError(
-            f"{path}: no COCO annotation file. Expected an object with the lists images, annotations and "
-            f"categories, found {found or 'an empty object'}."
+            f"{path}: no COCO annotation file. Expected an object with {_lists(keys)}, "
+            f"found {found or 'an empty object'}."
         )
     return tree
+
+
+def _lists(keys: Sequence[str]) -> str:
+    return f"the lists {', '.join(keys[:-1])} and {keys[-1]}" if len(keys) > 1 else f"the list {keys[0]}"
 
 
 def _loads(content: bytes) -> Any:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from detbench.data import coco
 from detbench.errors import DataError
+from detbench.parts.data import Labelled
 
 RULE = (
     "fold f: numpy.random.RandomState(f + offset).choice(num_images, num_labelled, replace=False), with "
@@ -76,10 +77,7 @@ def draw_folds(folder: Path, *, percent: float, folds: int, offset: int = 0) -> 
     annotations, ids = coco.read_in_file_order(path)
     if not 0 < percent < 100:
         raise DataError(f"{percent:g} percent labelled: expected more than 0 and less than 100.")
-    if num_labelled(len(ids), percent) == 0:
-        raise DataError(
-            f"{path}: {percent:g} percent of its {len(ids)} images is not even one. Label more of them."
-        )
+    _require_one(path, len(ids), percent)
     drawn = (draw(len(ids), percent=percent, seed=fold + offset) for fold in range(1, folds + 1))
     return Folds(
         annotations=path.name,
@@ -89,6 +87,26 @@ def draw_folds(folder: Path, *, percent: float, folds: int, offset: int = 0) -> 
         offset=offset,
         labelled=tuple(tuple(ids[place] for place in places) for places in drawn),
     )
+
+
+def labelled_indices(path: Path, labelled: Labelled) -> NDArray[np.int64]:
+    """(n,) ascending places, in the annotations as `coco` reads them, of the images that a recipe calls labelled.
+
+    Raises:
+        DataError: the file can't be read, or not even one image is labelled.
+    """
+    annotations, ids = coco.read_in_file_order(path)
+    _require_one(path, len(ids), labelled.percent)
+    places = draw(len(ids), percent=labelled.percent, seed=labelled.fold + labelled.offset)
+    chosen = {ids[place] for place in places}
+    return np.flatnonzero([image in chosen for image in annotations.image_ids.tolist()])
+
+
+def _require_one(path: Path, num_images: int, percent: float) -> None:
+    if num_labelled(num_images, percent) == 0:
+        raise DataError(
+            f"{path}: {percent:g} percent of its {num_images} images is not even one. Label more of them."
+        )
 
 
 def num_labelled(num_images: int, percent: float) -> int:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from detbench.data.batch import Batch, collate
+from detbench.data.batch import Batch, TeachingBatch, collate
 from detbench.data.dataset import DetectionData
+from detbench.data.views import LABELLED, PLAIN, WEAK, View, strong_view
 from detbench.errors import DataError
 from detbench.parts.data import Data, Transform
+from detbench.parts.teaching import Teacher
 
-# Opens every seed of an order, to share no stream with other uses of a run's seed.
-_STREAM = 2
+# One opens every seed of an order or a share, to share no stream with other uses of a run's seed.
+_STREAM, _UNLABELLED_STREAM, _SHARE_STREAM = 2, 3, 4
+
+AnyBatch = TypeVar("AnyBatch", Batch, TeachingBatch)
 
 
 def steps_per_epoch(split: DetectionData, batch: int) -> int:
@@ -84,6 +89,52 @@ def test_batches(
 
 test_batches.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest thinks of its name
 
+
+def teaching_batches(
+    labelled: DetectionData,
+    unlabelled: DetectionData,
+    data: Data,
+    teacher: Teacher,
+    *,
+    seed: int,
+    batch: int,
+    steps_from: int,
+    workers: int,
+) -> Generator[TeachingBatch, None, None]:
+    """Training batches of labelled and unlabelled images without end, from any step on (spec 8.1).
+
+    Each kind of images stands in one row of epochs, as in `train_batches`, and a step takes as many from the head
+    of each as (seed, step) decide. Neither `workers` nor `steps_from` changes what is in a batch.
+
+    Args:
+        labelled: where images with objects come from.
+        unlabelled: where the others come from.
+        data: the experiment's data part.
+        teacher: says how many are labelled, and what the student sees of the others.
+        seed: of the run.
+        batch: images of one step, a multiple of the teacher's group.
+        steps_from: the first step, counted from 0.
+        workers: processes that prepare batches; 0 for none but this one.
+
+    Raises:
+        DataError: on reaching it, an image can't be read.
+    """
+    prepare = _PrepareTeaching(
+        labelled=_Prepare(labelled, data.train, seed, data.pixels.pad_multiple, LABELLED),
+        weak=_Prepare(unlabelled, data.train, seed, data.pixels.pad_multiple, WEAK),
+        strong=_Prepare(unlabelled, data.train, seed, data.pixels.pad_multiple, strong_view(teacher.views)),
+    )
+    plan = _teaching_plan(labelled.indices, unlabelled.indices, teacher, seed, batch, steps_from)
+    return _batches(prepare, plan, workers)
+
+
+def num_labelled(teacher: Teacher, *, seed: int, batch: int, step: int) -> int:
+    """How many images of a step are labelled: in each group a binomial number, but neither none nor all."""
+    rng = np.random.default_rng([_SHARE_STREAM, seed, step])
+    drawn = rng.binomial(teacher.group, teacher.labelled_share, batch // teacher.group)
+    return int(drawn.clip(1, teacher.group - 1).sum())
+
+
 # The images of one batch, each with the epoch that decides its augmentation.
 _Plan = list[tuple[int, int]]
 
@@ -91,15 +142,42 @@ _Plan = list[tuple[int, int]]
 def _train_plan(
     indices: NDArray[np.int64], seed: int, batch: int, steps_from: int, rank: int, world: int
 ) -> Iterator[_Plan]:
-    @lru_cache(maxsize=2)
-    def order(epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([_STREAM, seed, epoch]).permutation(indices)
-
+    at = _row(indices, seed, _STREAM)
     share = batch // world
     for step in itertools.count(steps_from):
         first = step * batch + rank * share
-        places = (divmod(position, len(indices)) for position in range(first, first + share))
-        yield [(epoch, int(order(epoch)[place])) for epoch, place in places]
+        yield [at(position) for position in range(first, first + share)]
+
+
+def _teaching_plan(
+    labelled: NDArray[np.int64],
+    unlabelled: NDArray[np.int64],
+    teacher: Teacher,
+    seed: int,
+    batch: int,
+    steps_from: int,
+) -> Iterator[tuple[_Plan, _Plan]]:
+    known, unknown = _row(labelled, seed, _STREAM), _row(unlabelled, seed, _UNLABELLED_STREAM)
+    first = sum(num_labelled(teacher, seed=seed, batch=batch, step=step) for step in range(steps_from))
+    for step in itertools.count(steps_from):
+        last = first + num_labelled(teacher, seed=seed, batch=batch, step=step)
+        others = range(step * batch - first, (step + 1) * batch - last)
+        yield [known(position) for position in range(first, last)], [unknown(position) for position in others]
+        first = last
+
+
+def _row(indices: NDArray[np.int64], seed: int, stream: int) -> Callable[[int], tuple[int, int]]:
+    """Epoch and image at a position of one epoch after the other, each in an order of its own."""
+
+    @lru_cache(maxsize=2)
+    def order(epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([stream, seed, epoch]).permutation(indices)
+
+    def at(position: int) -> tuple[int, int]:
+        epoch, place = divmod(position, len(indices))
+        return epoch, int(order(epoch)[place])
+
+    return at
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +188,14 @@ class _Prepare(Dataset[Batch | DataError]):
     transform: Transform
     seed: int
     pad_multiple: int
+    view: View = PLAIN
 
     def __getitem__(self, plan: _Plan) -> Batch | DataError:
         try:
             samples = [
-                self.split.sample(index, epoch=epoch, seed=self.seed, transform=self.transform)
+                self.split.sample(
+                    index, epoch=epoch, seed=self.seed, transform=self.transform, view=self.view
+                )
                 for epoch, index in plan
             ]
         except DataError as error:
@@ -122,8 +203,26 @@ class _Prepare(Dataset[Batch | DataError]):
         return collate(samples, self.pad_multiple)
 
 
-def _batches(prepare: _Prepare, plan: Iterable[_Plan], workers: int) -> Generator[Batch, None, None]:
-    prepared: Iterable[Batch | DataError]
+@dataclass(frozen=True, slots=True)
+class _PrepareTeaching(Dataset[TeachingBatch | DataError]):
+    """The same for batches of a teacher."""
+
+    labelled: _Prepare
+    weak: _Prepare
+    strong: _Prepare
+
+    def __getitem__(self, plan: tuple[_Plan, _Plan]) -> TeachingBatch | DataError:
+        known, unknown = plan
+        labelled, weak, strong = self.labelled[known], self.weak[unknown], self.strong[unknown]
+        if isinstance(labelled, Batch) and isinstance(weak, Batch) and isinstance(strong, Batch):
+            return TeachingBatch(labelled, weak, strong)
+        return next(part for part in (labelled, weak, strong) if isinstance(part, DataError))
+
+
+def _batches(
+    prepare: Dataset[AnyBatch | DataError], plan: Iterable[Any], workers: int
+) -> Generator[AnyBatch, None, None]:
+    prepared: Iterable[AnyBatch | DataError]
     if workers:
         # Its own generator, because a loader otherwise draws a number from the global one.
         prepared = DataLoader(

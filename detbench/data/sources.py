@@ -48,6 +48,25 @@ def read_splits(source: Source, cache: Path, *, progress: Callable[[int, int], N
     return Splits(Path(source.root), layout, *(_read(source, layout[split], cache) for split in SPLITS))
 
 
+def read_unlabelled(
+    source: Source, cache: Path, *, progress: Callable[[int, int], None] | None = None
+) -> tuple[Annotations, Path]:
+    """The images of a source that count as unlabelled, and their folder; arguments as for `read_splits`.
+
+    They are COCO's own unlabelled ones where its data set has them, the training images otherwise.
+
+    Raises:
+        DataError: the data can't be read.
+    """
+    if isinstance(source, Drawn):
+        source = source_in(str(materialise(source, cache, progress=progress)))
+    if isinstance(source, CrowdHuman):
+        files = find_layout(source).train
+        return _read(source, files, cache), files.images
+    files = coco.find_unlabelled(Path(source.root))
+    return coco.read_images(files.annotations, cache=cache), files.images
+
+
 def find_layout(source: Folder) -> Layout:
     """Where a source's splits lie.
 

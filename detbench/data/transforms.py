@@ -22,11 +22,13 @@ class Transformed:
         image: (3, H, W) uint8.
         boxes: (N, 4) float32 xyxy pixels of the image, all with positive sides.
         kept: (n,) bool, for the boxes given: True for the N that are left.
+        matrix: (3, 3) float64, takes (x, y, 1) pixels of the image given to those of this one.
     """
 
     image: Tensor
     boxes: Tensor
     kept: Tensor
+    matrix: Tensor
 
 
 def transformed(how: Transform, image: Tensor, boxes: Tensor, rng: np.random.Generator) -> Transformed:
@@ -45,20 +47,34 @@ def transformed(how: Transform, image: Tensor, boxes: Tensor, rng: np.random.Gen
     frame = tv_tensors.BoundingBoxes(
         boxes.to(torch.float32).reshape(-1, 4), format="XYXY", canvas_size=tuple(image.shape[-2:])
     )
+    matrix = scaling(1, 1)
     if rng.random() < how.flip:
+        matrix = translation(picture.shape[-1], 0) @ scaling(-1, 1)
         picture, frame = F.horizontal_flip(picture), F.horizontal_flip(frame)
     if isinstance(how, FixedResize):
-        picture, frame = _resized(picture, frame, how.short, how.long)
+        picture, frame, scale = _resized(picture, frame, how.short, how.long)
     else:
         if rng.random() < how.crop_probability:
-            picture, frame = _resized(picture, frame, int(rng.choice(how.crop_shorts)), how.crop_long)
+            picture, frame, scale = _resized(picture, frame, int(rng.choice(how.crop_shorts)), how.crop_long)
             window = _crop_window(picture.shape[-2:], how.crop_min, how.crop_max, rng)
             picture, frame = F.crop(picture, *window), F.crop(frame, *window)
-        picture, frame = _resized(picture, frame, int(rng.choice(how.shorts)), how.long)
+            matrix = translation(-window[1], -window[0]) @ scale @ matrix
+        picture, frame, scale = _resized(picture, frame, int(rng.choice(how.shorts)), how.long)
+    matrix = scale @ matrix
     frame = F.clamp_bounding_boxes(frame)
     kept = (frame[:, 2] > frame[:, 0]) & (frame[:, 3] > frame[:, 1])
     kept = kept.as_subclass(Tensor)
-    return Transformed(picture.as_subclass(Tensor), frame.as_subclass(Tensor)[kept], kept)
+    return Transformed(picture.as_subclass(Tensor), frame.as_subclass(Tensor)[kept], kept, matrix)
+
+
+def translation(x: float, y: float) -> Tensor:
+    """(3, 3) float64 that moves points."""
+    return torch.tensor([[1, 0, x], [0, 1, y], [0, 0, 1]], dtype=torch.float64)
+
+
+def scaling(x: float, y: float) -> Tensor:
+    """(3, 3) float64 that scales points about the origin."""
+    return torch.diag(torch.tensor([x, y, 1], dtype=torch.float64))
 
 
 def resized_size(height: int, width: int, short: int, long: int) -> tuple[int, int]:
@@ -69,11 +85,14 @@ def resized_size(height: int, width: int, short: int, long: int) -> tuple[int, i
 
 def _resized(
     image: tv_tensors.Image, boxes: tv_tensors.BoundingBoxes, short: int, long: int
-) -> tuple[tv_tensors.Image, tv_tensors.BoundingBoxes]:
-    size = list(resized_size(image.shape[-2], image.shape[-1], short, long))
+) -> tuple[tv_tensors.Image, tv_tensors.BoundingBoxes, Tensor]:
+    """Image and boxes at their new size, and the matrix that takes points there."""
+    height, width = image.shape[-2:]
+    size = resized_size(height, width, short, long)
     return (
-        F.resize(image, size, interpolation=v2.InterpolationMode.BILINEAR, antialias=True),
-        F.resize(boxes, size),
+        F.resize(image, list(size), interpolation=v2.InterpolationMode.BILINEAR, antialias=True),
+        F.resize(boxes, list(size)),
+        scaling(size[1] / width, size[0] / height),
     )
 
 

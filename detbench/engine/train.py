@@ -292,6 +292,7 @@ def _split(batch: Batch, parts: int) -> list[Batch]:
                 original_sizes=batch.original_sizes[images],
                 image_index=batch.image_index[images],
                 names=batch.names[images],
+                matrices=batch.matrices[images],
             )
         )  # fmt: skip
     return out

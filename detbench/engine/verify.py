@@ -51,15 +51,15 @@ def verify(folder: Path) -> Verified:
     problems, files = _check_files(folder)
     result = read_result(folder)
     problems += _check_digests(folder, result)
-    source = read_part(Data, result.experiment["data"], where=f"{folder}: data").source
+    data = read_part(Data, result.experiment["data"], where=f"{folder}: data")
     metrics = read_part(Test, result.experiment["test"], where=f"{folder}: test").metrics
     cache = Store(folder.resolve().parent.parent).cache
-    found = fingerprint(source, cache)
+    found = fingerprint(data.source, cache, unlabelled=data.unlabelled)
     if found != result.data["fingerprint"]:
         problems.append(f"data: recorded {result.data['fingerprint']}, found {found}; no number compared")
         return Verified(f"{result.digest}/{result.seed}", 0, files, tuple(problems))
     try:
-        numbers, wrong = _check_numbers(folder, result, metrics, read_splits(source, cache).val)
+        numbers, wrong = _check_numbers(folder, result, metrics, read_splits(data.source, cache).val)
     except DetbenchError as error:  # damaged detections: the checksums are still worth reporting
         numbers, wrong = 0, [str(error)]
     return Verified(f"{result.digest}/{result.seed}", numbers, files, (*problems, *wrong))

@@ -12,7 +12,10 @@ from detbench.parts.losses import DenseLoss, QueryLoss
 from detbench.parts.part import closest, flatten, plain
 
 if TYPE_CHECKING:
+    from detbench.parts.data import Data
     from detbench.parts.experiment import Experiment, InitFrom, Module
+    from detbench.parts.teaching import FirstStage, Teacher
+    from detbench.parts.test import Nms, TopK
 
 QUERY_NORMALISERS = ("objects", "copies", "pairs_local", "pair_weights", "one")
 
@@ -29,15 +32,77 @@ def problems_of(experiment: Experiment) -> Iterator[str]:
         yield f"training.accumulate: {training.accumulate} doesn't divide the batch of {training.batch}"
     if experiment.data.test.flip:
         yield f"data.test.flip: must be 0 in the test transform, found {experiment.data.test.flip}"
-    match experiment.detector:
-        case Dense():
-            yield from _dense(experiment.detector, experiment.branches)
-        case Query():
-            yield from _query(experiment.detector, experiment.branches, test=experiment.test.branch)
-    yield from _quality(experiment)
-    yield from _pair_weights(experiment.branches)
+    throughout = list(_supervision(experiment, experiment.branches, experiment.test.postprocess))
+    yield from throughout
+    yield from _labels(experiment.data, experiment.teacher)
+    if experiment.teacher is not None:
+        yield from _teacher(experiment, experiment.teacher)
+    elif experiment.test.student:
+        yield "test.student: there is no student without a teacher"
+    if (first := experiment.first_stage) is not None:
+        yield from _first_stage(experiment, first)
+        branches = {**experiment.branches, **first.branches}
+        for problem in _supervision(experiment, branches, first.postprocess):
+            if problem not in throughout:
+                yield f"first_stage.{problem.removeprefix('test.')}"
     if experiment.init is not None and experiment.init.source is not None:
         yield from _across_runs(experiment, experiment.init.source, experiment.init)
+
+
+def _supervision(
+    experiment: Experiment, branches: dict[str, Branch], postprocess: TopK | Nms
+) -> Iterator[str]:
+    """Branches and postprocess that don't go with the detector or with each other."""
+    detector = experiment.detector
+    match detector:
+        case Dense():
+            yield from _dense(detector, branches)
+        case Query():
+            yield from _query(detector, branches, test=experiment.test.branch)
+    yield from _quality(detector, branches, postprocess)
+    yield from _pair_weights(branches)
+
+
+def _labels(data: Data, teacher: Teacher | None) -> Iterator[str]:
+    """Labelled and unlabelled images that can't be had, or that nobody needs."""
+    crowd = data.source.kind == "crowdhuman" or (
+        data.source.kind == "drawn" and data.source.preset == "crowd"
+    )
+    if data.labelled is not None and crowd:
+        yield "data.labelled: draws from a file in COCO's format, which data.source is not"
+    if data.labelled is not None and data.unlabelled is not None:
+        yield "data.unlabelled: the images that data.labelled leaves are the unlabelled ones; expected one of the two"
+    if teacher is None and data.unlabelled is not None:
+        yield "data.unlabelled: nobody labels these images without a teacher"
+    if teacher is not None and data.labelled is None and data.unlabelled is None:
+        yield "teacher: all images are labelled; expected data.labelled or data.unlabelled"
+
+
+def _teacher(experiment: Experiment, teacher: Teacher) -> Iterator[str]:
+    training = experiment.training
+    if not isinstance(experiment.detector, Query):
+        yield f"teacher: needs a query detector, found '{experiment.detector.kind}'"
+    if training.batch % teacher.group:
+        yield f"teacher.group: {teacher.group} doesn't divide the batch of {training.batch} (training.batch)"
+    if training.accumulate > 1:
+        yield f"training.accumulate: must be 1 with a teacher, found {training.accumulate}"
+    if training.ema is not None:
+        yield "training.ema: the teacher is the moving average; expected none beside it"
+
+
+def _first_stage(experiment: Experiment, first: FirstStage) -> Iterator[str]:
+    names = list(experiment.branches)
+    for name, branch in first.branches.items():
+        where = f"first_stage.branches.{name}"
+        if name not in names:
+            yield f"{where}: no branch is called '{name}'{closest(name, names)}"
+        elif branch.predictor != experiment.branches[name].predictor:
+            yield f"{where}.predictor: must be that of branches.{name}, which the second stage goes on with"
+    if first.silent_on_pseudo and experiment.teacher is None:
+        yield "first_stage.silent_on_pseudo: there are no pseudo labels without a teacher"
+    for name in first.silent_on_pseudo:
+        if name not in names:
+            yield f"first_stage.silent_on_pseudo: no branch is called '{name}'{closest(name, names)}"
 
 
 def _families(branches: dict[str, Branch], detector: Literal["dense", "query"]) -> Iterator[str]:
@@ -152,13 +217,12 @@ def _query(detector: Query, branches: dict[str, Branch], *, test: str) -> Iterat
             yield f"branches.{users[1]}.predictor: a second '{kind}' output beside branches.{users[0]}"
 
 
-def _quality(experiment: Experiment) -> Iterator[str]:
+def _quality(detector: Dense | Query, branches: dict[str, Branch], postprocess: TopK | Nms) -> Iterator[str]:
     """Who asks for an estimate of the IoU that nobody makes."""
-    detector, postprocess = experiment.detector, experiment.test.postprocess
     has_head = isinstance(detector, Query) and detector.quality_head
     if postprocess.kind == "top_k" and postprocess.quality != "none" and not has_head:
         yield f"test.postprocess.quality: '{postprocess.quality}' needs detector.quality_head = true"
-    for name, branch in experiment.branches.items():
+    for name, branch in branches.items():
         for loss_name, loss in branch.losses.items():
             if loss.kind == "iou_quality" and not (has_head and branch.predictor.kind != "encoder"):
                 yield (
@@ -213,8 +277,9 @@ _WITHOUT_SHAPE = ("backbone.weights", "backbone.frozen_stages")
 
 def _across_runs(experiment: Experiment, source: Experiment, init: InitFrom) -> Iterator[str]:
     """Why an experiment can't start from the weights of another."""
-    if source.data.source != experiment.data.source:
-        yield f"init.row: '{init.row}' is trained on other data than this row (data.source)"
+    for key in ("source", "unlabelled"):
+        if getattr(source.data, key) != getattr(experiment.data, key):
+            yield f"init.row: '{init.row}' is trained on other data than this row (data.{key})"
     if "towers" in init.modules:
         if not isinstance(experiment.detector, Dense) or not isinstance(source.detector, Dense):
             yield "init.modules: only dense detectors have towers"

@@ -12,7 +12,7 @@ from detbench.parts.data import Data
 from detbench.parts.detectors import Detector
 from detbench.parts.part import OneOf, digest_of, part, plain, read_part
 from detbench.parts.teaching import FirstStage, Teacher
-from detbench.parts.test import Test
+from detbench.parts.test import Nms, Test, TopK
 from detbench.parts.training import AdamW, Schedule, Sgd, Training
 
 Module = Literal["backbone", "neck", "towers"]
@@ -68,6 +68,32 @@ class Experiment:
     test: Test
     teacher: Teacher | None = None
     first_stage: FirstStage | None = None
+
+    def branches_at(self, progress: float) -> dict[str, Branch]:
+        """The branches that supervise a training step.
+
+        Args:
+            progress: steps done before it over all steps.
+        """
+        if self.first_stage is None or progress >= self.first_stage.until:
+            return self.branches
+        return {**self.branches, **self.first_stage.branches}
+
+    def silent_at(self, progress: float) -> tuple[str, ...]:
+        """The branches that learn nothing from pseudo labels in a training step; as `branches_at`."""
+        if self.first_stage is None or progress >= self.first_stage.until:
+            return ()
+        return self.first_stage.silent_on_pseudo
+
+    def postprocess_at(self, progress: float) -> TopK | Nms:
+        """What makes detections of predictions, at the end of the first stage the first stage's still.
+
+        Args:
+            progress: steps done over all steps; 1 of a finished training.
+        """
+        if self.first_stage is None or progress > self.first_stage.until:
+            return self.test.postprocess
+        return self.first_stage.postprocess
 
     def identity(self, fingerprint: str) -> dict[str, Any]:
         """The plain tree that is hashed, see `identity_of`."""

@@ -24,7 +24,7 @@ from detbench.store import Store
 if TYPE_CHECKING:
     from detbench.metrics.alignment import Alignment
 
-Fingerprint = Callable[[Source], str | None]
+Fingerprint = Callable[[Source, Source | None], str | None]
 
 
 def collect(
@@ -142,7 +142,7 @@ def _context(request: dict[str, Any]) -> Context:
 
 
 def _fingerprints(store: Store, requests: Iterable[dict[str, Any]]) -> Fingerprint:
-    """What names the data of a source now. Of data that can't be read any more, its newest run wrote it down.
+    """What names the data of the sources now. Of data that can't be read any more, its newest run wrote it down.
 
     Args:
         store: keeps parsed annotations.
@@ -150,14 +150,17 @@ def _fingerprints(store: Store, requests: Iterable[dict[str, Any]]) -> Fingerpri
     """
     from detbench.data.fingerprint import fingerprint
 
-    written = {canonical(r["experiment"]["data"]["source"]): r["fingerprint"] for r in requests}
+    written = {
+        canonical([r["experiment"]["data"].get(key) for key in ("source", "unlabelled")]): r["fingerprint"]
+        for r in requests
+    }
 
     @cache  # of real data each one looks at every image file
-    def of(source: Source) -> str | None:
+    def of(source: Source, unlabelled: Source | None) -> str | None:
         try:
-            return fingerprint(source, store.cache)
+            return fingerprint(source, store.cache, unlabelled=unlabelled)
         except DataError:
-            return written.get(canonical(plain(source)))
+            return written.get(canonical([plain(source), unlabelled and plain(unlabelled)]))
 
     return of
 
@@ -183,7 +186,7 @@ def _table(
 
     def entry(row: Row) -> Entry:
         experiment = _experiment(recipe, row, context)
-        data = None if experiment is None else fingerprint(experiment.data.source)
+        data = None if experiment is None else fingerprint(experiment.data.source, experiment.data.unlabelled)
         digest = None if experiment is None or data is None else experiment.digest(data)
         results = store.finished(digest) if digest else []
         folders = [store.folder(result.digest, result.seed) for result in results]

@@ -118,10 +118,10 @@ def examine(folder: Path) -> RunReport:
         DataError: its data is not where it was, or not what it was.
     """
     result = read_result(folder)
-    source = read_part(Data, result.experiment["data"], where=f"{folder}: data").source
+    data = read_part(Data, result.experiment["data"], where=f"{folder}: data")
     cache = Store(folder.parent.parent).cache
-    splits = read_splits(source, cache)
-    now = fingerprint(source, cache)
+    splits = read_splits(data.source, cache)
+    now = fingerprint(data.source, cache, unlabelled=data.unlabelled)
     if now != result.data["fingerprint"]:
         raise DataError(
             f"{splits.root}: this is not the data of run {folder}: its fingerprint was "

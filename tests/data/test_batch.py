@@ -11,7 +11,7 @@ def sample(height, width, boxes, index):
     )
     return Sample(
         image, torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.arange(len(boxes)),
-        (2 * height, 2 * width), index, f"{index}.png",
+        (2 * height, 2 * width), index, f"{index}.png", torch.eye(3, dtype=torch.float64),
     )  # fmt: skip
 
 
