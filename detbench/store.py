@@ -42,7 +42,9 @@ from detbench.results import (
 
 State = Literal["finished", "running", "failed", "stopped", "resumable", "missing"]
 
-CHECKPOINT, PREVIOUS, WEIGHTS = "checkpoint.pt", "checkpoint.previous.pt", "model.safetensors"
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+# The weights that are tested, unless a student's are asked for, which lie beside its teacher's.
+WEIGHTS, STUDENT = "model.safetensors", "student.safetensors"
 ERROR, LOG, ENVIRONMENT, LOCK = "error.json", "log.txt", "environment.json", "lock"
 CHECKSUMS = "SHA256SUMS"
 
@@ -190,7 +192,8 @@ def write_json(path: Path, tree: Any) -> None:
 def finish(folder: Path, result: Any) -> None:
     """Writes a run's result, a plain tree, with which it is finished; before it the checksums of all its files."""
     text = _json(result)
-    names = [name for name in (CURVE, DETECTIONS, ENVIRONMENT, WEIGHTS) if (folder / name).is_file()]
+    kept = (CURVE, DETECTIONS, ENVIRONMENT, WEIGHTS, STUDENT)
+    names = [name for name in kept if (folder / name).is_file()]
     contents = {name: (folder / name).read_bytes() for name in names} | {RESULT: text.encode()}
     sums = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items()]
     write_text(folder / CHECKSUMS, "".join(sums))

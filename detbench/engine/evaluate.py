@@ -17,7 +17,7 @@ from detbench.data.batch import Batch, to_network
 from detbench.data.dataset import OpenData
 from detbench.data.loader import test_batches
 from detbench.data.truth import ground_truth
-from detbench.engine.train import autocast
+from detbench.engine.objective import autocast
 from detbench.errors import DataError
 from detbench.metrics import coco, crowd, pycoco
 from detbench.metrics.coco import METRIC_NAMES, CocoResult, DetectionTable
@@ -32,15 +32,22 @@ PER_CLASS = METRIC_NAMES[:6]
 
 
 def detect(
-    model: nn.Module, experiment: Experiment, data: OpenData, *, device: torch.device, workers: int
+    model: nn.Module,
+    experiment: Experiment,
+    data: OpenData,
+    *,
+    device: torch.device,
+    workers: int,
+    progress: float = 1.0,
 ) -> DetectionTable:
     """Every detection on the validation images, in pixels of the images as annotated.
 
     Args:
         model: the detector; left in evaluation mode.
         experiment: says which branch predicts and what is kept of it.
+        progress: how far the model is trained, over all its steps; a first stage keeps other detections.
     """
-    test = experiment.test
+    test, postprocess = experiment.test, experiment.postprocess_at(progress)
     model.eval()
     columns: list[tuple[NDArray[Any], ...]] = []
     with torch.inference_mode():
@@ -48,7 +55,7 @@ def detect(
             images = to_network(batch, experiment.data.pixels, device)
             with autocast(device, experiment.training.precision):
                 predictions = model(images, batch.sizes, branches=(test.branch,))[test.branch]
-            columns += _as_columns(batch, test.postprocess(predictions, batch.sizes))
+            columns += _as_columns(batch, postprocess(predictions, batch.sizes))
     image, label, boxes, scores = (np.concatenate(column) for column in zip(*columns, strict=True))
     return DetectionTable(image=image, label=label, boxes_xywh=boxes, scores=scores)
 

@@ -28,7 +28,7 @@ from detbench.parts.data import Drawn
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import plain
 from detbench.results import DETECTIONS, Result
-from detbench.store import ENVIRONMENT, WEIGHTS, finish, forget, write_json
+from detbench.store import ENVIRONMENT, finish, forget, write_json
 
 
 def run_experiment(
@@ -83,8 +83,8 @@ def run_experiment(
     environment = machine.describe(chosen, threads=threads)
     write_json(folder / ENVIRONMENT, environment)
 
-    def test(model: nn.Module) -> dict[str, float | None]:
-        table = detect(model, experiment, data, device=chosen, workers=workers)
+    def test(model: nn.Module, progress: float) -> dict[str, float | None]:
+        table = detect(model, experiment, data, device=chosen, workers=workers, progress=progress)
         return percent(measure(table, data.val.annotations, experiment.test.metrics))
 
     assert experiment.init is None or init_from is not None or weights_from is not None
@@ -96,14 +96,14 @@ def run_experiment(
         trainer.run(evaluations=evaluations)
         if trainer.step < trainer.total:
             return None
-        model = trainer.tested_model
     else:
-        model = trainer.tested_model
-        model.load_state_dict(load_file(weights_from / WEIGHTS, device=str(chosen)))
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+        for file, model in trainer.results.items():
+            model.load_state_dict(load_file(weights_from / file, device=str(chosen)))
+    for file, model in trainer.results.items():
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / file)
 
     started = time.perf_counter()
-    table = detect(model, experiment, data, device=chosen, workers=workers)
+    table = detect(trainer.tested_model, experiment, data, device=chosen, workers=workers)
     measured = measure(table, data.val.annotations, experiment.test.metrics)
     test_seconds = time.perf_counter() - started
     if weights_from is None:
@@ -119,7 +119,7 @@ def run_experiment(
         per_class=percent_per_class(measured, data.class_names),
         cost=_cost(experiment, trainer.model),
         steps=trainer.total,
-        epochs=trainer.total * experiment.training.batch / len(data.train),
+        epochs=trainer.total * experiment.training.batch / trainer.objective.num_images,
         seconds={"train": trainer.seconds, "test": test_seconds},
         data=_describe_data(experiment, data),
         environment=environment,

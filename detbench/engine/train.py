@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
 import signal
@@ -18,19 +17,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from detbench.core.supervise import supervise
-from detbench.core.types import Targets
-from detbench.data.batch import Batch, to_network
+from detbench.data.batch import Batch, TeachingBatch
 from detbench.data.dataset import OpenData
-from detbench.data.loader import train_batches
 from detbench.engine import checkpoint
+from detbench.engine.objective import Objective, Supervised
 from detbench.engine.optim import build_optimizer, lr_factor, set_lr, total_steps
+from detbench.engine.teach import Taught
 from detbench.errors import Interrupted, NonFiniteLoss
 from detbench.parts.experiment import Experiment
 from detbench.results import CURVE, read_curve
 from detbench.store import WEIGHTS, cut_curve
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LOG_POINTS = 400  # loss entries of a whole run: enough for a smooth curve, cheap to draw
 
 
@@ -46,7 +43,8 @@ class Trainer:
         device: where to train.
         workers: processes that load images.
         checkpoint_seconds: training time between checkpoints; 0 writes one after every step.
-        evaluate: called with the model to test at each evaluation; gives metrics in percent.
+        evaluate: called with the model to test and the share of steps done at each evaluation; gives metrics in
+            percent.
     """
 
     def __init__(
@@ -60,11 +58,10 @@ class Trainer:
         device: torch.device,
         workers: int,
         checkpoint_seconds: float,
-        evaluate: Callable[[nn.Module], dict[str, float | None]],
+        evaluate: Callable[[nn.Module, float], dict[str, float | None]],
     ) -> None:
-        self.experiment, self.seed, self.data, self.folder = experiment, seed, data, folder
-        self.device, self.workers, self.checkpoint_seconds = device, workers, checkpoint_seconds
-        self.evaluate = evaluate
+        self.experiment, self.seed, self.folder = experiment, seed, folder
+        self.checkpoint_seconds, self.evaluate = checkpoint_seconds, evaluate
         training = experiment.training
 
         torch.manual_seed(seed)
@@ -72,12 +69,16 @@ class Trainer:
         if experiment.init is not None and init_from is not None:
             take_over(model, load_file(init_from / WEIGHTS), experiment.init.modules)
         self.model = model.to(device).to(memory_format=torch.channels_last)
+        kind = Supervised if experiment.teacher is None else Taught
+        self.objective: Objective[Any] = kind(
+            experiment, self.model, data=data, seed=seed, device=device, workers=workers
+        )
         self.optimizer = build_optimizer(experiment.optim, self.model)
         self.average = _moving_average(self.model, training.ema)
         self.scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
-        self.forward: Callable[..., Any] = torch.compile(self.model) if training.compile else self.model
-
-        self.total = total_steps(experiment.schedule, num_images=len(data.train), batch=training.batch)
+        self.total = total_steps(
+            experiment.schedule, num_images=self.objective.num_images, batch=training.batch
+        )
         self.step = 0
         self.seconds = 0.0
         self.pending: dict[str, float] = {}  # sums of losses since the last entry in the curve
@@ -85,9 +86,14 @@ class Trainer:
         self._resume()
 
     @property
+    def results(self) -> dict[str, nn.Module]:
+        """What the training leaves, by the names of the files that keep it."""
+        return self.objective.results if self.average is None else {WEIGHTS: self.average.module}
+
+    @property
     def tested_model(self) -> nn.Module:
-        """The weights that are evaluated: the moving average where there is one."""
-        return self.model if self.average is None else self.average.module
+        """Of these the one that is evaluated."""
+        return self.objective.tested if self.average is None else self.average.module
 
     def run(self, *, evaluations: int | None = None) -> None:
         """Trains to the end of the schedule, or until it has been evaluated so often, with its state saved.
@@ -101,10 +107,7 @@ class Trainer:
         milestones = evaluation_steps(self.total, training.evaluations) - {self.total}
         last = self.total if evaluations is None else [*sorted(milestones), self.total][:evaluations][-1]
         log_every = max(1, self.total // _LOG_POINTS)
-        batches = train_batches(
-            self.data.train, self.experiment.data, seed=self.seed, batch=training.batch,
-            steps_from=self.step, workers=self.workers,
-        )  # fmt: skip
+        batches = self.objective.batches(self.step)
         last_save = self.seconds
         self.model.train()
         with _stop_signals() as stop_asked, contextlib.closing(batches):
@@ -118,7 +121,7 @@ class Trainer:
                 if self.step % log_every == 0 or self.step == self.total:
                     self._log_losses()
                 if self.step in milestones:
-                    self._log({"metrics": self.evaluate(self.tested_model)})
+                    self._log({"metrics": self.evaluate(self.tested_model, self.step / self.total)})
                     self.model.train()
                 stopping = stop_asked()
                 due = self.seconds - last_save >= self.checkpoint_seconds
@@ -136,16 +139,18 @@ class Trainer:
         if not evaluations or evaluations[-1]["step"] < self.total:
             self._log({"metrics": metrics})
 
-    def _step(self, batch: Batch) -> dict[str, float]:
+    def _step(self, batch: Batch | TeachingBatch) -> dict[str, float]:
         """One optimiser step on one global batch, and what each loss was."""
         training = self.experiment.training
         # Denoising and dropout draw from torch's own generator: what they draw is a function of (seed, step).
         torch.manual_seed(self.seed << 32 | self.step)
         factor = lr_factor(self.experiment.schedule, step=self.step, total=self.total)
         set_lr(self.optimizer, factor)
+        self.objective.before_step(self.step)
         logged: dict[str, float] = {}
-        for part in _split(batch, training.accumulate):
-            losses = self._losses(part)
+        for part in self.objective.parts(batch):
+            # Summed by name, so that the order a recipe lists them in moves no bit.
+            losses = dict(sorted(self.objective.losses(part, self.step / self.total).items()))
             total = torch.stack(list(losses.values())).sum() / training.accumulate
             values = (
                 torch.stack([*losses.values(), total * training.accumulate]).detach().tolist()
@@ -171,19 +176,7 @@ class Trainer:
         self.step += 1
         return logged
 
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        images = to_network(batch, self.experiment.data.pixels, self.device)
-        targets = batch.targets.to(self.device)
-        with autocast(self.device, self.experiment.training.precision):
-            outputs = self.forward(images, batch.sizes, targets)
-        losses = {}
-        for name, branch in self.experiment.branches.items():
-            for loss, value in supervise(branch, outputs[name], targets).items():
-                losses[f"{name}.{loss}"] = value
-        # Summed by name, so that the order a recipe lists them in moves no bit.
-        return dict(sorted(losses.items()))
-
-    def _refuse_non_finite(self, losses: dict[str, float], batch: Batch) -> None:
+    def _refuse_non_finite(self, losses: dict[str, float], batch: Batch | TeachingBatch) -> None:
         if all(math.isfinite(value) for value in losses.values()):
             return
         values = ", ".join(f"{name} {value:g}" for name, value in losses.items())
@@ -205,7 +198,7 @@ class Trainer:
         self.pending, self.pending_steps = {}, 0
 
     def _log(self, entry: dict[str, Any]) -> None:
-        epoch = self.step * self.experiment.training.batch / len(self.data.train)
+        epoch = self.step * self.experiment.training.batch / self.objective.num_images
         head = {
             "step": self.step,
             "of": self.total,
@@ -227,7 +220,8 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "average": None if self.average is None else self.average.state_dict(),
                 "scaler": self.scaler.state_dict(),
-            },
+            }
+            | self.objective.state_dict(),
         )
 
     def _resume(self) -> None:
@@ -242,13 +236,7 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.scaler.load_state_dict(state["scaler"])
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision for "bf16" and "fp16", nothing for "fp32"."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=_DTYPES[precision])
+        self.objective.load_state_dict(state)
 
 
 def take_over(model: nn.Module, weights: Mapping[str, Tensor], modules: Sequence[str]) -> None:
@@ -268,34 +256,6 @@ def take_over(model: nn.Module, weights: Mapping[str, Tensor], modules: Sequence
 def evaluation_steps(total: int, evaluations: int) -> set[int]:
     """The steps after which a model is evaluated: evenly spread, the last step among them."""
     return {max(1, round(total * (i + 1) / evaluations)) for i in range(evaluations)}
-
-
-def _split(batch: Batch, parts: int) -> list[Batch]:
-    """A batch as `parts` equal ones, padded as the whole."""
-    if parts == 1:
-        return [batch]
-    size = len(batch.names) // parts
-    bounds = [0, *itertools.accumulate(batch.targets.counts)]
-    out = []
-    for i in range(0, len(batch.names), size):
-        images = slice(i, i + size)
-        objects = slice(bounds[i], bounds[i + size])
-        targets = batch.targets
-        out.append(
-            Batch(
-                images=batch.images[images],
-                targets=Targets(
-                    targets.labels[objects], targets.boxes[objects], targets.image_idx[objects] - i,
-                    targets.counts[images], targets.sizes[images],
-                ),
-                sizes=batch.sizes[images],
-                original_sizes=batch.original_sizes[images],
-                image_index=batch.image_index[images],
-                names=batch.names[images],
-                matrices=batch.matrices[images],
-            )
-        )  # fmt: skip
-    return out
 
 
 def _moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
