@@ -83,7 +83,9 @@ def draw(collected: Collected) -> list[Plot]:
                 plots += histograms(collected)
     from detbench.report import sweeps
 
-    return [*(plot for plot in plots if plot is not None), *sweeps.draw(collected, metric)]
+    of_rows, of_sweeps = [plot for plot in plots if plot is not None], sweeps.draw(collected, metric)
+    # An ablation is about its parameters, a paper's table about its rows.
+    return of_sweeps + of_rows if collected.recipe.head.kind == "ablation" else of_rows + of_sweeps
 
 
 def convergence(collected: Collected, metric: str, *, over: str) -> Plot | None:

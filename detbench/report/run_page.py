@@ -268,6 +268,8 @@ def miss_rate(found: CrowdResult) -> Plot:
         shown = np.searchsorted(fppi, x, side="left").clip(max=len(fppi) - 1)
         axes.plot(x, 1 - found.recall[shown], color=SERIES[0], linewidth=1.5)
     axes.set_xscale("log")
+    axes.set_xticks([0.01, 0.1, 1], ["0.01", "0.1", "1"])
+    axes.set_xticks([], minor=True)
     axes.set_xlim(low, high)
     axes.set_ylim(0, 1)
     return Plot("miss-rate", "Miss rate over false positives per image", figure)
