@@ -63,7 +63,7 @@ class Row:
         needs: parts that don't exist yet, without which this row can't run.
         cost: which cost the columns params_m and gflops mean: the model at inference or in training.
         note: what to know about the number.
-        source: where the number is from.
+        source: where the number is from; "ours" of a row that the paper's table doesn't have.
     """
 
     label: str
@@ -162,8 +162,15 @@ class RecipeText:
 
 @part
 class Variant:
-    """A named change of a base, such as one method of a family, and its overlays for scales."""
+    """A named change of a base, such as one method of a family, and its overlays for scales.
 
+    Attributes:
+        use: the variant that this one starts from.
+        set: what it changes.
+        scale: changes that hold at one scale only.
+    """
+
+    use: str = ""
     set: dict[str, Any]
     scale: dict[Scale, dict[str, Any]] = Field(default_factory=dict)
 

@@ -35,6 +35,7 @@ from detbench.recipe_text import (
     Scale,
     Sweep,
     Value,
+    Variant,
 )
 
 
@@ -224,19 +225,13 @@ def layers(recipe: Recipe, row: Row, context: Context) -> Tree:
     """The plain tree of a row before defaults are filled in and overrides applied."""
     base = base_of(recipe)
     tree = base.base
-    variant = None
-    if row.use:
-        if row.use not in base.variant:
-            raise RecipeError(
-                f"{recipe.name}, row '{row.label}': use: the base '{recipe.head.base}' has no variant "
-                f"'{row.use}'{closest(row.use, list(base.variant))}"
-            )
-        variant = base.variant[row.use]
+    variants = _variants(base, row.use, where=f"{recipe.name}, row '{row.label}'")
+    for variant in variants:
         tree = merge(tree, variant.set)
     tree = merge(merge(tree, recipe.common), row.set)
     if context.scale != "paper":
         tree = merge(tree, base.scale.get(context.scale, {}))
-        if variant is not None:
+        for variant in variants:
             tree = merge(tree, variant.scale.get(context.scale, {}))
     tree = merge(tree, recipe.overlays.get(context.scale, {}))
     tree = merge(tree, row.scale.get(context.scale, {}))
@@ -247,6 +242,18 @@ def layers(recipe: Recipe, row: Row, context: Context) -> Tree:
         if tree["data"].get("unlabelled") is not None:
             tree = merge(tree, {"data": {"unlabelled": folder}})
     return tree
+
+
+def _variants(base: BaseText, name: str, *, where: str) -> list[Variant]:
+    """The variant of that name behind those that it starts from; none for no name."""
+    if not name:
+        return []
+    if name not in base.variant:
+        raise RecipeError(
+            f"{where}: use: the base has no variant '{name}'{closest(name, list(base.variant))}"
+        )
+    variant = base.variant[name]
+    return [*_variants(base, variant.use, where=f"variant '{name}'"), variant]
 
 
 def base_of(recipe: Recipe) -> BaseText:

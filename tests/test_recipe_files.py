@@ -98,6 +98,11 @@ def from_papers() -> list[Recipe]:
     return [recipe for recipe in map(recipes.load, NAMES) if recipe.head.kind not in ("demo", "ablation")]
 
 
+def papers_own(recipe: Recipe) -> list[Row]:
+    """Rows that the paper's table has."""
+    return [row for row in recipe.rows.values() if row.source != "ours"]
+
+
 def spelled_rows(recipe: Recipe) -> list[Row]:
     """Rows that say something of an experiment, those that can't run yet included."""
     return [row for row in recipe.rows.values() if recipe.head.base and row.use]
@@ -117,7 +122,7 @@ def test_there_is_a_recipe_for_every_table_figure_and_list() -> None:
 
 def test_the_recipes_hold_25_tables_5_figures_1_list_187_rows_and_711_numbers() -> None:
     kinds = [recipe.head.kind for recipe in from_papers()]
-    rows = [row for recipe in from_papers() for row in recipe.rows.values()]
+    rows = [row for recipe in from_papers() for row in papers_own(recipe)]
     assert (kinds.count("table"), kinds.count("figure"), kinds.count("list")) == (25, 5, 1)
     assert len(rows) == 187
     assert sum(len(row.reported) for row in rows) == 711
@@ -130,7 +135,8 @@ def test_a_recipe_agrees_with_the_reported_numbers(name: str) -> None:
     assert recipe.head.metrics == tuple(table["metrics"])
     assert recipe.head.dataset == table["dataset"]
     assert recipe.head.schedule == table.get("schedule", "")
-    assert list(recipe.rows) == [row["label"] for row in table["row"]]
+    assert [row.label for row in papers_own(recipe)] == [row["label"] for row in table["row"]]
+    assert not any(row.reported for row in recipe.rows.values() if row.source == "ours")
     for row in table["row"]:
         ours = recipe.rows[row["label"]]
         assert ours.reported == row["reported"], ours.label

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from detbench.errors import RecipeError
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import flatten
 from detbench.parts.training import AdamW, Cosine, Sgd
-from detbench.recipe_text import SCALES
+from detbench.recipe_text import SCALES, Row, Variant
 from detbench.recipes import Context
 
 OWN = """
@@ -128,3 +129,25 @@ def test_a_users_own_recipe_has_one_name_wherever_it_is_named_from(
 
 def _toml(value: Any) -> str:
     return "unset" if value is None else json.dumps(value)
+
+
+def test_a_variant_lies_upon_the_one_that_it_starts_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = recipes.base_of(recipes.load("align-detr/table1"))
+    narrow = Variant(use="dino", set={"detector.queries.num": 30}, scale={"cpu": {"detector.queries.num": 7}})
+    narrower = Variant(use="narrow", set={"detector.queries.num": 20})
+    lost = Variant(use="dinno", set={})
+    variants = {**base.variant, "narrow": narrow, "narrower": narrower, "lost": lost}
+    monkeypatch.setattr(recipes, "base_of", lambda recipe: replace(base, variant=variants))
+    recipe = recipes.load("align-detr/table1")
+
+    def resolved(use: str, scale: Any) -> Experiment:
+        return recipes.resolve(recipe, Row(label="any", use=use), Context(scale=scale))
+
+    found = resolved("narrower", "paper")
+    assert set(recipes.changes(resolved("dino", "paper"), found)) == {"detector.queries.num"}
+    assert found.detector.queries.num == 20
+    assert resolved("narrower", "cpu").detector.queries.num == 7
+    with pytest.raises(
+        RecipeError, match="variant 'lost': use: the base has no variant 'dinno'; did you mean 'dino'"
+    ):
+        resolved("lost", "paper")

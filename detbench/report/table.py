@@ -179,7 +179,9 @@ def _remark(entry: Entry, cells: Sequence[TableCell]) -> str:
         remarks.append("interval over images only")
     if entry.row.note:
         remarks.append(entry.row.note)
-    if entry.row.source != "paper":
+    if entry.row.source == "ours":
+        remarks.append("not in the paper")
+    elif entry.row.source != "paper":
         remarks.append(f"source: {entry.row.source}")
     return "; ".join(remarks)
 
