@@ -41,6 +41,12 @@ const hidden = row.querySelector("caption");
 seen.closed = hidden.checkVisibility();
 row.querySelector("summary").click();
 seen.opened = hidden.checkVisibility();
+const dots = [...document.querySelectorAll("td .seeds")].map((line) => {
+  const { left, right } = line.getBoundingClientRect();
+  const places = [...line.children].map((dot) => (dot.getBoundingClientRect().left + 3 - left) / (right - left));
+  return [line.getAttribute("aria-label"), places];
+});
+seen.dots = dots;
 seen.background = getComputedStyle(document.body).backgroundColor;
 seen.problems = window.problems;
 const answer = Object.assign(document.createElement("pre"), { id: "seen", textContent: JSON.stringify(seen) });
@@ -90,6 +96,17 @@ def test_columns_sort_rows_open_and_the_paper_s_order_comes_back(visit: Visit):
     assert [float(number) for number in seen["ascending"]] == sorted(numbers)
     assert seen["after"] == seen["before"]
     assert (seen["closed"], seen["opened"]) == (False, True)
+
+
+def test_each_seed_is_a_dot_that_lies_within_its_cell_in_the_order_of_the_numbers(visit: Visit):
+    dots = visit(width=390)["dots"]
+    assert len(dots) > 30
+    for label, places in dots:
+        numbers = [float(number) for number in re.findall(r": (\d+\.\d)", label)]
+        assert len(numbers) == len(places) >= 2
+        assert all(-0.01 <= place <= 1.01 for place in places)
+        by_place = [number for _, number in sorted(zip(places, numbers, strict=True))]
+        assert by_place == sorted(numbers)
 
 
 def test_the_page_is_no_wider_than_a_narrow_screen(visit: Visit):

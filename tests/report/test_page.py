@@ -1,11 +1,14 @@
 """The page stands alone, is well formed, and says what it must."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from typing import get_args, get_type_hints
 
 import pytest
 
 from detbench import recipes
+from detbench.recipe_text import Claim
 from detbench.report.page import command_of, key_of, page, write_site
 from detbench.report.table import build
 
@@ -115,6 +118,28 @@ def test_the_overview_counts_the_verdicts_on_a_recipes_claims(collect):
         == 1
     )
     assert "supported" not in page([]).partition('<section id="overview"')[2]
+
+
+def test_a_claim_of_each_kind_has_its_verdict_and_what_would_decide_it(collect):
+    kinds = get_args(get_type_hints(Claim)["kind"])
+    assert len(kinds) == 5
+    rows = ("DATE-F (Ours)", "DATE-R (Ours)")
+    claims = tuple(Claim(text=f"a claim of {kind}", place="here", kind=kind, rows=rows) for kind in kinds)
+    for seeds, decides in ((1, "a verdict needs two at least"), (0, "Runs of these rows would decide it")):
+        measured = collect("date/table5", {"Baseline (OneNet)": (0,), **dict.fromkeys(rows, range(seeds))})
+        section = page([replace(measured, recipe=replace(measured.recipe, claims=claims))])
+        section = section.partition("What the paper claims")[2].partition("</ul>")[0]
+        assert section.count("<strong>undecided</strong>") == 5
+        assert section.count(decides) == 5
+        assert all(f"a claim of {kind} " in section for kind in kinds)
+
+
+def test_the_cards_of_tables_count_their_verdicts(collect):
+    collected = collect("date/table5", 3)
+    rulings = [verdict.ruling for verdict in build(collected).verdicts]
+    cards = page([collected]).partition('<nav aria-label="Tables">')[2].partition("</nav>")[0]
+    for ruling in set(rulings):
+        assert f'<span class="{ruling}">{rulings.count(ruling)} {ruling}</span>' in cards
 
 
 def test_a_page_without_runs_is_an_overview(collect):
