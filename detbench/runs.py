@@ -14,7 +14,7 @@ from detbench.parts.part import plain
 from detbench.recipe_text import Row
 from detbench.recipes import Context, Recipe, base_of, named_row, resolve
 from detbench.results import REQUEST, read_curve, read_request
-from detbench.store import State, Store, state_of, write_json
+from detbench.store import State, Store, state_of, write_request
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,10 +167,10 @@ def request(cell: Cell) -> None:
         before = read_request(cell.folder)
         asked = before["places"] + [place for place in asked if place not in before["places"]]
         if cell.state == "finished":
-            write_json(path, before | {"places": asked})
+            write_request(cell.folder, before | {"places": asked})
             return
-    write_json(
-        path,
+    write_request(
+        cell.folder,
         {
             "digest": cell.digest,
             "training_digest": cell.training_digest,

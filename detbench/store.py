@@ -1,6 +1,6 @@
 """Run folders: where they are, who holds them, and how they are written. The cache stands beside them.
 
-runs/<digest>/<seed>/    request.json     what was asked: experiment, seed, scale, data, overrides
+runs/<digest>/<seed>/    request.json     what was asked: experiment, seed, scale, data, overrides, and its checksum
                          curve.jsonl      losses and metrics as they came
                          log.txt          what the worker printed
                          checkpoint.pt    the last state, and checkpoint.previous.pt the one before
@@ -47,6 +47,7 @@ CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 WEIGHTS, STUDENT = "model.safetensors", "student.safetensors"
 ERROR, LOG, ENVIRONMENT, LOCK = "error.json", "log.txt", "environment.json", "lock"
 CHECKSUMS = "SHA256SUMS"
+_SEAL = "sha256"  # in a request: of the rest of it
 
 HELD = 75
 """A worker's exit code where another process holds its run."""
@@ -192,12 +193,37 @@ def write_json(path: Path, tree: Any) -> None:
 def finish(folder: Path, result: Any) -> None:
     """Writes a run's result, a plain tree, with which it is finished; before it the checksums of all its files."""
     text = _json(result)
-    kept = (CURVE, DETECTIONS, ENVIRONMENT, WEIGHTS, STUDENT)
-    names = [name for name in kept if (folder / name).is_file()]
-    contents = {name: (folder / name).read_bytes() for name in names} | {RESULT: text.encode()}
-    sums = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items()]
-    write_text(folder / CHECKSUMS, "".join(sums))
+    kept = (CURVE, DETECTIONS, ENVIRONMENT, WEIGHTS, STUDENT, CHECKPOINT, PREVIOUS)
+    sums = {name: _sha256_of(folder / name) for name in kept if (folder / name).is_file()}
+    write_text(folder / CHECKSUMS, _sums_text(sums | {RESULT: _sha256(text)}))
     write_text(folder / RESULT, text)
+
+
+def changed_files(folder: Path) -> dict[str, str]:
+    """The files of a finished run that aren't what they were when it finished, and how each is known to differ.
+
+    The log isn't held to anything: the worker's process may write to it to its last moment.
+    """
+    changed = {} if _is_sealed(folder / REQUEST) else {REQUEST: "changed since it was written (sha256)"}
+    try:
+        text = (folder / CHECKSUMS).read_text(encoding="utf-8")
+        recorded = {name: digest for digest, name in (line.split("  ") for line in text.splitlines())}
+    except (OSError, ValueError):
+        return changed | {CHECKSUMS: "missing or damaged, so that no file can be held to it"}
+    if text != _sums_text(recorded) or RESULT not in recorded:
+        changed[CHECKSUMS] = "changed since the run finished"
+    for name, digest in recorded.items():
+        if not (folder / name).is_file():
+            changed[name] = "missing"
+        elif _sha256_of(folder / name) != digest:
+            changed[name] = "changed since the run finished (sha256)"
+    return changed
+
+
+def write_request(folder: Path, tree: dict[str, Any]) -> None:
+    """Writes what is asked of a run, sealed with a checksum: rows are added when SHA256SUMS has long been written."""
+    unsealed = {key: value for key, value in tree.items() if key != _SEAL}
+    write_json(folder / REQUEST, unsealed | {_SEAL: _sha256(_json(unsealed))})
 
 
 def write_text(path: Path, text: str) -> None:
@@ -237,6 +263,29 @@ def cut_curve(folder: Path, *, after_step: int) -> None:
         except json.JSONDecodeError:
             break
     write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def _is_sealed(path: Path) -> bool:
+    """Whether a request is to the byte what was written."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        unsealed = {key: value for key, value in json.loads(text).items() if key != _SEAL}
+    except (OSError, ValueError, AttributeError):
+        return False
+    return text == _json(unsealed | {_SEAL: _sha256(_json(unsealed))})
+
+
+def _sums_text(sums: dict[str, str]) -> str:
+    return "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _json(tree: Any) -> str:

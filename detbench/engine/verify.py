@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ from detbench.data.annotations import Annotations
 from detbench.data.fingerprint import fingerprint
 from detbench.data.sources import read_splits
 from detbench.engine.evaluate import Metrics, measure, percent, percent_per_class
-from detbench.errors import DetbenchError
+from detbench.errors import StoreError
 from detbench.parts.data import Data
 from detbench.parts.experiment import identity_of, training_digest_of
 from detbench.parts.part import digest_of, read_part
 from detbench.parts.test import Test
-from detbench.results import DETECTIONS, Result, read_detections, read_request, read_result
-from detbench.store import CHECKSUMS, Store
+from detbench.results import DETECTIONS, RESULT, Result, read_detections, read_request, read_result
+from detbench.store import Store, changed_files
 
 Numbers = Mapping[str, float | None]
 
@@ -30,13 +29,11 @@ class Verified:
     Attributes:
         run: "digest/seed".
         numbers: how many were worked out again.
-        files: how many were compared with their checksums; 0 for a run from before there were any.
         problems: one line each, naming what differs; empty where everything agrees.
     """
 
     run: str
     numbers: int
-    files: int
     problems: tuple[str, ...]
 
 
@@ -44,41 +41,38 @@ def verify(folder: Path) -> Verified:
     """Works out every metric of a run again and compares it, the experiment and the files with what is recorded.
 
     Raises:
-        StoreError: the run isn't finished, or result or request is no longer readable.
-        RecipeError: the recorded data or test is none.
+        StoreError: the run isn't finished.
         DataError: the data can't be read.
     """
-    problems, files = _check_files(folder)
+    if not (folder / RESULT).is_file():
+        raise StoreError(f"{folder}: the run is not finished, so there is nothing to verify")
+    changed = [f"{name}: {how}" for name, how in changed_files(folder).items()]
+    try:
+        numbers, wrong = _check_contents(folder)
+    except Exception as error:
+        if not changed:
+            raise
+        # Changed bytes break whoever reads them, in ways that nobody can list.
+        numbers, wrong = 0, [f"no number compared, for the files can't be read: {error}"]
+    place = folder.resolve()
+    return Verified(f"{place.parent.name}/{place.name}", numbers, (*changed, *wrong))
+
+
+def _check_contents(folder: Path) -> tuple[int, list[str]]:
+    """How many numbers were worked out again, and what differs."""
     result = read_result(folder)
-    problems += _check_digests(folder, result)
+    problems = list(_check_digests(folder, result))
     data = read_part(Data, result.experiment["data"], where=f"{folder}: data")
     metrics = read_part(Test, result.experiment["test"], where=f"{folder}: test").metrics
     cache = Store(folder.resolve().parent.parent).cache
     found = fingerprint(data.source, cache, unlabelled=data.unlabelled)
     if found != result.data["fingerprint"]:
-        problems.append(f"data: recorded {result.data['fingerprint']}, found {found}; no number compared")
-        return Verified(f"{result.digest}/{result.seed}", 0, files, tuple(problems))
-    try:
-        numbers, wrong = _check_numbers(folder, result, metrics, read_splits(data.source, cache).val)
-    except DetbenchError as error:  # damaged detections: the checksums are still worth reporting
-        numbers, wrong = 0, [str(error)]
-    return Verified(f"{result.digest}/{result.seed}", numbers, files, (*problems, *wrong))
-
-
-def _check_files(folder: Path) -> tuple[list[str], int]:
-    sums = folder / CHECKSUMS
-    if not sums.is_file():
-        return [], 0
-    problems = []
-    lines = sums.read_text(encoding="utf-8").splitlines()
-    for line in lines:
-        recorded, _, name = line.partition("  ")
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{name}: missing")
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != recorded:
-            problems.append(f"{name}: changed since the run finished (sha256)")
-    return problems, len(lines)
+        return 0, [
+            *problems,
+            f"data: recorded {result.data['fingerprint']}, found {found}; no number compared",
+        ]
+    numbers, wrong = _check_numbers(folder, result, metrics, read_splits(data.source, cache).val)
+    return numbers, [*problems, *wrong]
 
 
 def _check_digests(folder: Path, result: Result) -> Iterator[str]:

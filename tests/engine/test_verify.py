@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from detbench.engine.verify import verify
 from detbench.parts.experiment import identity_of, training_digest_of
 from detbench.parts.part import digest_of
 from detbench.recipes import Context
-from detbench.store import CHECKSUMS, Store
+from detbench.results import read_request, read_result
+from detbench.store import CHECKSUMS, Store, write_request
+
+NO_SUMS = f"{CHECKSUMS}: missing or damaged, so that no file can be held to it"
 
 
 @pytest.fixture(scope="module")
@@ -49,34 +53,54 @@ def test_an_untouched_run_agrees_in_every_number_and_file(finished):
     assert found.problems == ()
     classes = len(json.loads((finished / "result.json").read_text(encoding="utf-8"))["per_class"])
     assert found.numbers == 12 + 6 * classes
-    assert found.files == 5
 
 
 def test_checksums_are_those_of_the_files_bytes(finished):
     lines = (finished / CHECKSUMS).read_text(encoding="utf-8").splitlines()
     sums = dict(reversed(line.split("  ")) for line in lines)
     assert set(sums) == {
-        "curve.jsonl", "detections.npz", "environment.json", "model.safetensors", "result.json"
+        "checkpoint.pt", "curve.jsonl", "detections.npz", "environment.json", "model.safetensors", "result.json"
     }  # fmt: skip
     for name, recorded in sums.items():
         assert recorded == hashlib.sha256((finished / name).read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("name", ["detections.npz", "model.safetensors", "curve.jsonl"])
-def test_a_changed_byte_of_a_file_is_named(folder, name):
-    content = bytearray((folder / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (folder / name).write_bytes(content)
-    assert any(problem.startswith(f"{name}: changed") for problem in verify(folder).problems)
+def test_one_changed_byte_of_any_file_fails_wherever_it_is(folder):
+    chance = random.Random(0)
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        if path.name in ("log.txt", "lock"):
+            continue
+        for place in (0, len(content) - 1, *(chance.randrange(len(content)) for _ in range(6))):
+            damaged = bytearray(content)
+            damaged[place] ^= 1
+            path.write_bytes(damaged)
+            problems = verify(folder).problems
+            named = [problem for problem in problems if problem.startswith(f"{path.name}: ")]
+            assert problems if path.name == CHECKSUMS else named, f"{path.name}, byte {place}"
+        path.write_bytes(content)
+    assert verify(folder).problems == ()
+
+
+def test_rows_that_are_added_to_a_finished_run_leave_it_whole(folder):
+    request = read_request(folder)
+    write_request(folder, request | {"places": [*request["places"], ["date/table5", "another"]]})
+    assert verify(folder).problems == ()
+
+
+def test_a_run_without_checksums_is_not_called_whole(folder):
+    (folder / CHECKSUMS).unlink()
+    assert verify(folder).problems == (NO_SUMS,)
 
 
 def test_a_number_that_the_detections_do_not_give_is_named_even_without_checksums(folder):
     (folder / CHECKSUMS).unlink()
+    recorded = read_result(folder).metrics["AP50"]
     change_result(folder, lambda tree: tree["metrics"].update(AP50=99.5))
     found = verify(folder)
-    assert found.files == 0
-    assert len(found.problems) == 1
-    assert found.problems[0].startswith("metrics: AP50: recorded 99.5")
+    assert [problem for problem in found.problems if problem != NO_SUMS] == [
+        f"metrics: AP50: recorded 99.5, the detections give {recorded}"
+    ]
 
 
 def test_other_detections_are_found_out_even_without_checksums(folder):
@@ -112,10 +136,10 @@ def test_a_run_from_before_a_setting_existed_still_verifies(folder):
     result["digest"] = digest_of(identity_of(result["experiment"], fingerprint))
     result["training_digest"] = training_digest_of(result["experiment"], fingerprint)
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
-    (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    write_request(folder, request)
     moved = folder.parent.with_name(result["digest"])
     folder.parent.rename(moved)
-    assert verify(moved / "0").problems == ()
+    assert verify(moved / "0").problems == (NO_SUMS,)
 
 
 def test_the_command_exits_1_and_names_what_differs(folder):
