@@ -107,6 +107,17 @@ class Store:
             raise StoreError(f"{self.root}: {name} may be {names}; name one of them")
         return fits[0]
 
+    def get(self, name: str) -> Path:
+        """The run that `find` finds.
+
+        Raises:
+            StoreError: there is none, or several.
+        """
+        folder = self.find(name)
+        if folder is None:
+            raise StoreError(f"{name}: no such run; `detbench runs` lists those there are")
+        return folder
+
     def state(self, digest: str, seed: int) -> State:
         """How far a run has come."""
         return state_of(self.folder(digest, seed))

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from detbench import __version__
-from detbench.cli import bench, checking, data, recipes, reporting, running
+from detbench.cli import bench, checking, data, recipes, reporting, running, using
 from detbench.cli.console import error_tree, print_json, say
 from detbench.errors import DetbenchError
 
@@ -34,6 +34,8 @@ app.command()(reporting.report)
 app.command("runs")(reporting.list_runs)
 app.command()(reporting.diff)
 app.command()(checking.verify)
+app.command("eval")(using.evaluate)
+app.command()(using.predict)
 app.command()(checking.doctor)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")

@@ -19,13 +19,10 @@ def verify(
 ) -> None:
     """Work out every number of a run again from its raw detections; exit 1 if anything differs."""
     from detbench.engine.verify import verify as check_run
-    from detbench.errors import StoreError, VerifyFailed
+    from detbench.errors import VerifyFailed
     from detbench.parts.part import plain
 
-    folder = open_store(runs).find(run)
-    if folder is None:
-        raise StoreError(f"{run}: no such run; `detbench runs` lists those there are")
-    found = check_run(folder)
+    found = check_run(open_store(runs).get(run))
     error = (
         VerifyFailed("\n".join(f"{found.run}: {line}" for line in found.problems)) if found.problems else None
     )

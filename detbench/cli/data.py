@@ -1,4 +1,4 @@
-"""The `data` commands: make, check, convert, split."""
+"""The `data` commands: make, check, view, convert, split."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from detbench.cli.console import fail, print_json, say
 from detbench.cli.options import JsonOption
 
-app = typer.Typer(help="Draw, check, convert and split data sets.", no_args_is_help=True)
+app = typer.Typer(help="Draw, check, look at, convert and split data sets.", no_args_is_help=True)
 
 
 class DataFormat(StrEnum):
@@ -61,6 +61,29 @@ def check(
         listing.show_check(found)
     if error is not None:
         raise error
+
+
+class Split(StrEnum):
+    """The splits of a data set."""
+
+    train = "train"
+    val = "val"
+
+
+@app.command()
+def view(
+    folder: Annotated[Path, typer.Argument(help="A folder of data in COCO's or CrowdHuman's format.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("view.png"),
+    split: Annotated[Split, typer.Option(help="train or val.")] = Split.train,
+    images: Annotated[int, typer.Option(min=1, help="How many, at most.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Another one takes others.")] = 0,
+    side: Annotated[int, typer.Option(min=32, help="Of each image on the sheet, in pixels.")] = 320,
+) -> None:
+    """Write a sheet of images with their annotated boxes."""
+    from detbench.data.pictures import view as write_sheet
+
+    shown = write_sheet(folder, out, split=split.value, count=images, seed=seed, side=side)
+    say(f"{shown} images with their boxes written to {out}")
 
 
 @app.command("convert")

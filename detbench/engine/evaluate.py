@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,24 @@ def detect(
         experiment: says which branch predicts and what is kept of it.
         progress: how far the model is trained, over all its steps; a first stage keeps other detections.
     """
+    batches = test_batches(data.val, experiment.data, batch=experiment.test.batch, workers=workers)
+    return detect_in(batches, model, experiment, device=device, progress=progress)
+
+
+def detect_in(
+    batches: Iterable[Batch],
+    model: nn.Module,
+    experiment: Experiment,
+    *,
+    device: torch.device,
+    progress: float = 1.0,
+) -> DetectionTable:
+    """Every detection in some batches, of which there is at least one; otherwise as `detect`."""
     test, postprocess = experiment.test, experiment.postprocess_at(progress)
     model.eval()
     columns: list[tuple[NDArray[Any], ...]] = []
     with torch.inference_mode():
-        for batch in test_batches(data.val, experiment.data, batch=test.batch, workers=workers):
+        for batch in batches:
             images = to_network(batch, experiment.data.pixels, device)
             with autocast(device, experiment.training.precision):
                 predictions = model(images, batch.sizes, branches=(test.branch,))[test.branch]
