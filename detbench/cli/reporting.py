@@ -142,10 +142,12 @@ def _why_nothing(store: Store) -> str:
 
 def _missed(collected: Sequence[Collected], records: Path) -> GateFailed | None:
     """What the gate stops. Of no run at all it stops everything: nothing was held to anything."""
-    from detbench.report import misses
+    from detbench.report import hold
 
-    found = misses(collected, records) if collected else ["no finished run to hold to the records"]
-    if not found:
-        say(f"gate passed: {len(collected)} table{'s' if len(collected) != 1 else ''} held to {records}")
-        return None
-    return GateFailed("\n".join(["the gate failed:", *found]))
+    if not collected:
+        return GateFailed("the gate failed:\nno finished run to hold to the records")
+    held = hold(collected, records)
+    if held.misses:
+        return GateFailed("\n".join(["the gate failed:", *held.misses]))
+    say(f"gate passed: {held.text}")
+    return None

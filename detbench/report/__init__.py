@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from detbench.report import forms
 from detbench.report.collect import collect
 from detbench.report.forms import Format
-from detbench.report.gate import misses
+from detbench.report.gate import hold
 from detbench.report.gather import Collected, Entry
 from detbench.report.page import page, write_site
 from detbench.report.table import Table, build
@@ -19,7 +19,7 @@ __all__ = [
     "Table",
     "build",
     "collect",
-    "misses",
+    "hold",
     "page",
     "render",
     "write_site",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,33 @@ measurement. Papers print millions of parameters to one decimal and GFLOPs to no
 latency, depend on the machine and aren't held."""
 
 
-def misses(collections: Sequence[Collected], records: Path) -> list[str]:
-    """What the gate stops, one line each; empty where it passes.
+@dataclass
+class Held:
+    """What was held to the records and to the papers, and what was missed.
+
+    Attributes:
+        claims: how many that the records call supported.
+        numbers: how many at paper scale.
+        misses: what the gate stops, one line each; empty where it passes.
+        absent: tables with supported claims, "name, scale, data", that nothing reported was held to.
+    """
+
+    claims: int = 0
+    numbers: int = 0
+    misses: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """What was held, for a gate that passes."""
+        text = (
+            f"{_count(self.claims, 'claim')} still supported, {_count(self.numbers, 'number')} of papers met"
+        )
+        return text + (f"; recorded, but not reported here: {'; '.join(self.absent)}" if self.absent else "")
+
+
+def hold(collections: Sequence[Collected], records: Path) -> Held:
+    """Holds reported tables to what was recorded and, at paper scale, to the papers' numbers.
 
     Only tables that are reported are held to anything, and claims only where all their rows are; nothing is said of
     runs on other data than the record's, or with overrides.
@@ -36,16 +62,23 @@ def misses(collections: Sequence[Collected], records: Path) -> list[str]:
         StoreError: there is no such folder, or a record can't be read.
     """
     supported = _supported(records)
-    found: list[str] = []
+    held = Held()
+    reported = set()
     for collected in collections:
         if collected.overrides:
             continue
         table = build(collected)
-        recorded = supported.get((table.name, table.scale, table.data), ())
-        found += _lost(table, recorded, whole=len(collected.entries) == len(collected.recipe.rows))
+        key = table.name, table.scale, table.data
+        recorded = supported.get(key, [])
+        reported.add(key)
+        held.claims += sum(verdict.claim.text in recorded for verdict in table.verdicts)
+        held.misses += _lost(table, recorded, whole=len(collected.entries) == len(collected.recipe.rows))
         if collected.scale == "paper":
-            found += _missed(collected, table)
-    return found
+            compared = list(_compared(collected, table))
+            held.numbers += len(compared)
+            held.misses += [text for missed, text in compared if missed]
+    held.absent += [", ".join(key) for key, texts in supported.items() if texts and key not in reported]
+    return held
 
 
 def _lost(table: Table, supported: Sequence[str], *, whole: bool) -> Iterator[str]:
@@ -60,8 +93,8 @@ def _lost(table: Table, supported: Sequence[str], *, whole: bool) -> Iterator[st
             yield f"{table.name}: '{text}' was supported, now {verdict.ruling}: {verdict.text}"
 
 
-def _missed(collected: Collected, table: Table) -> Iterator[str]:
-    """Reported numbers that are farther from the measured ones than the recipe tolerates."""
+def _compared(collected: Collected, table: Table) -> Iterator[tuple[bool, str]]:
+    """For each reported number with a tolerance: whether the measured one is farther off, and how far."""
     tolerances = TOLERANCE | collected.recipe.head.tolerance
     for row in table.rows:
         for column, cell in zip(table.columns, row.cells, strict=True):
@@ -69,12 +102,16 @@ def _missed(collected: Collected, table: Table) -> Iterator[str]:
             if cell.measured is None or cell.reported is None or tolerance is None:
                 continue
             off = cell.measured.mean - cell.reported
-            if abs(off) > tolerance:
-                measured, reported = (number_text(n, column) for n in (cell.measured.mean, cell.reported))
-                yield (
-                    f"{table.name}, row '{row.label}': {column.metric} {measured} is "
-                    f"{number_text(off, column, signed=True)} from the reported {reported}, more than {tolerance:g}"
-                )
+            measured, reported = (number_text(n, column) for n in (cell.measured.mean, cell.reported))
+            yield (
+                abs(off) > tolerance,
+                f"{table.name}, row '{row.label}': {column.metric} {measured} is "
+                f"{number_text(off, column, signed=True)} from the reported {reported}, more than {tolerance:g}",
+            )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _supported(records: Path) -> dict[tuple[str, str, str], list[str]]:

@@ -12,7 +12,7 @@ from test_collect import finish
 from detbench.cli import main
 from detbench.errors import StoreError
 from detbench.recipes import Context
-from detbench.report import Collected, build, misses, render
+from detbench.report import Collected, build, hold, render
 from detbench.report import collect as collect_runs
 from detbench.results import RESULT
 from detbench.store import Store
@@ -46,36 +46,47 @@ def records(tmp_path: Path, collect) -> Path:
 
 
 def test_a_claim_that_is_still_supported_passes(records, collect):
-    assert misses([measured(collect, 1.0)], records) == []
+    assert hold([measured(collect, 1.0)], records).misses == []
 
 
 @pytest.mark.parametrize(("gain", "seeds", "now"), [(-2.0, 3, "contradicted"), (2.0, 1, "undecided")])
 def test_a_supported_claim_that_is_lost_is_named_with_what_is_now_known(records, collect, gain, seeds, now):
-    found = misses([measured(collect, gain, seeds)], records)
+    found = hold([measured(collect, gain, seeds)], records).misses
     assert len(found) == 1
     assert found[0].startswith(f"date/table5: '{CLAIM}' was supported, now {now}: ")
 
 
 def test_other_scales_data_and_overrides_are_held_to_nothing(records, collect):
     lost = measured(collect, -2.0)
-    assert misses([lost], records)
-    assert misses([replace(lost, scale="gpu")], records) == []
-    assert misses([replace(lost, data_name="mine")], records) == []
-    assert misses([replace(lost, overrides=("optim.lr=1",))], records) == []
+    assert hold([lost], records).misses
+    assert hold([replace(lost, scale="gpu")], records).misses == []
+    assert hold([replace(lost, data_name="mine")], records).misses == []
+    assert hold([replace(lost, overrides=("optim.lr=1",))], records).misses == []
+
+
+def test_what_was_held_is_counted_and_what_was_not_is_named(records, collect, tmp_path):
+    passed = hold([measured(collect, 1.0)], records)
+    assert (passed.claims, passed.numbers, passed.absent) == (1, 0, [])
+    assert hold([], records).text == (
+        "0 claims still supported, 0 numbers of papers met; recorded, but not reported here: date/table5, cpu, drawn "
+        "shapes"
+    )
+    at_paper_scale = hold([replace(measured(collect, 1.0), scale="paper")], records)
+    assert (at_paper_scale.claims, at_paper_scale.numbers) == (0, 2)
 
 
 def test_a_claim_taken_out_of_the_recipe_is_missed_unless_the_table_is_reported_in_part(records, collect):
     without = measured(collect, 2.0)
     without = replace(without, recipe=replace(without.recipe, claims=()))
-    assert "no claim of the recipe any more" in misses([without], records)[0]
-    assert misses([replace(without, entries=without.entries[:2])], records) == []
+    assert "no claim of the recipe any more" in hold([without], records).misses[0]
+    assert hold([replace(without, entries=without.entries[:2])], records).misses == []
 
 
 def test_a_reported_number_is_held_at_paper_scale_alone(tmp_path, collect):
     # The paper has 35.4 and 36.8; the mean over seeds 0, 1, 2 is 36.0 and 36.0 + 2.1.
     collected = measured(collect, 2.0)
-    assert misses([collected], tmp_path) == []
-    found = misses([replace(collected, scale="paper")], tmp_path)
+    assert hold([collected], tmp_path).misses == []
+    found = hold([replace(collected, scale="paper")], tmp_path).misses
     assert found == [
         "date/table5, row 'Baseline (OneNet)': AP 36.0 is +0.6 from the reported 35.4, more than 0.5",
         "date/table5, row 'DATE-F (Ours)': AP 38.1 is +1.3 from the reported 36.8, more than 0.5",
@@ -87,18 +98,18 @@ def test_a_recipe_may_tolerate_more_or_less(tmp_path, collect):
     for tolerance, missed in ((1.0, 1), (2.0, 0), (0.1, 2)):
         head = replace(collected.recipe.head, tolerance={"AP": tolerance})
         held = replace(collected, recipe=replace(collected.recipe, head=head))
-        assert len(misses([held], tmp_path)) == missed
+        assert len(hold([held], tmp_path).misses) == missed
 
 
 def test_records_that_are_missing_or_no_tables_are_refused(tmp_path):
     with pytest.raises(StoreError, match="no such folder; give the one that holds the records"):
-        misses([], tmp_path / "nowhere")
+        hold([], tmp_path / "nowhere")
     (tmp_path / "odd.json").write_text('[{"verdicts": 1}]', encoding="utf-8")
     with pytest.raises(StoreError, match=r"odd\.json: no table"):
-        misses([], tmp_path)
+        hold([], tmp_path)
     (tmp_path / "odd.json").write_text("[", encoding="utf-8")
     with pytest.raises(StoreError, match=r"odd\.json: can't be read"):
-        misses([], tmp_path)
+        hold([], tmp_path)
 
 
 def command(*words: str) -> list[str]:
@@ -154,7 +165,7 @@ def test_the_command_passes_where_nothing_is_lost(
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 0
-    assert "gate passed: 1 table held" in capsys.readouterr().err
+    assert "gate passed: 0 claims still supported, 0 numbers of papers met" in capsys.readouterr().err
 
 
 def test_a_gate_without_any_run_does_not_pass(
