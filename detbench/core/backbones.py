@@ -1,4 +1,4 @@
-"""Images to features C3, C4, C5: bodies, their frozen parts, and where their weights come from."""
+"""Images to features C2 to C5: bodies, their frozen parts, and where their weights come from."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detbench.errors import DataError
 
-Features = tuple[Tensor, Tensor, Tensor]
+Features = tuple[Tensor, Tensor, Tensor, Tensor]
 
 _COUNTER = "num_batches_tracked"
 
 
 class Backbone(nn.Module):
-    """What every body offers.
+    """What every body offers. Most necks leave C2 alone.
 
     Attributes:
-        out_channels: of C3, C4 and C5.
-        strides: pixels per cell of C3, C4 and C5.
+        out_channels: of C2 to C5.
+        strides: pixels per cell of C2 to C5.
     """
 
-    out_channels: tuple[int, int, int]
-    strides: tuple[int, int, int] = (8, 16, 32)
+    out_channels: tuple[int, int, int, int]
+    strides: tuple[int, int, int, int] = (4, 8, 16, 32)
 
     def forward(self, images: Tensor) -> Features:
-        """(B, 3, H, W) images to C3, C4 and C5."""
+        """(B, 3, H, W) images to C2, C3, C4 and C5."""
         raise NotImplementedError
 
 
@@ -53,18 +53,18 @@ class ResNet(Backbone):
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         c5: int = net.fc.in_features
-        self.out_channels = (c5 // 4, c5 // 2, c5)
+        self.out_channels = (c5 // 8, c5 // 4, c5 // 2, c5)
         stages = [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
         self._frozen = [module for stage in stages[:frozen_stages] for module in stage]
         for module in self._frozen:
             module.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Features:
-        """(B, 3, H, W) images to C3, C4 and C5."""
-        x = self.maxpool(self.relu(_conv_norm(self.conv1, self.bn1, images)))
-        c3 = self.layer2(self.layer1(x))
+        """(B, 3, H, W) images to C2, C3, C4 and C5."""
+        c2 = self.layer1(self.maxpool(self.relu(_conv_norm(self.conv1, self.bn1, images))))
+        c3 = self.layer2(c2)
         c4 = self.layer3(c3)
-        return c3, c4, self.layer4(c4)
+        return c2, c3, c4, self.layer4(c4)
 
     def train(self, mode: bool = True) -> ResNet:
         """As of any module, except that frozen stages stay in eval mode."""
@@ -80,7 +80,7 @@ class SmallResNet(Backbone):
     def __init__(self, *, width: int) -> None:
         super().__init__()
         channels = [width, 2 * width, 3 * width, 4 * width, 6 * width]
-        self.out_channels = (channels[2], channels[3], channels[4])
+        self.out_channels = (channels[1], channels[2], channels[3], channels[4])
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(width),
@@ -92,11 +92,12 @@ class SmallResNet(Backbone):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Features:
-        """(B, 3, H, W) images to C3, C4 and C5."""
+        """(B, 3, H, W) images to C2, C3, C4 and C5."""
         c2, c3, c4, c5 = self.stages
-        x3 = c3(c2(self.stem(images)))
+        x2 = c2(self.stem(images))
+        x3 = c3(x2)
         x4 = c4(x3)
-        return x3, x4, c5(x4)
+        return x2, x3, x4, c5(x4)
 
 
 def build_resnet(

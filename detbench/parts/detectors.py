@@ -91,6 +91,22 @@ class ChannelMapper:
 
 
 @part
+class ChannelMapperC2:
+    """`ChannelMapper` from C2 on, its convolutions without biases (Co-DETR's DINO; spec 7 beside Sized L1's).
+
+    Attributes:
+        channels: of every level; the transformer's width.
+        num_levels: 4 (strides 4, 8, 16, 32) to 6. The fifth reads the raw C5, the sixth the fifth.
+        groups: of each GroupNorm.
+    """
+
+    kind: Literal["channel_mapper_c2"] = "channel_mapper_c2"
+    channels: Count = 256
+    num_levels: Literal[4, 5, 6] = 5
+    groups: Count = 32
+
+
+@part
 class SinePosition:
     """Where a token stands, as sines and cosines of the running count of unpadded cells (spec 1.2).
 
@@ -185,7 +201,7 @@ class Query:
     """A detector of the DETR family: backbone, neck, deformable transformer, queries and heads.
 
     Attributes:
-        backbone: images to C3, C4, C5.
+        backbone: images to C2 to C5.
         neck: these to the transformer's levels; its channels are the transformer's width.
         position: encoding of the tokens' places.
         transformer: encoder and decoder.
@@ -201,7 +217,7 @@ class Query:
 
     kind: Literal["query"] = "query"
     backbone: OneOf[Backbones]
-    neck: ChannelMapper = ChannelMapper()
+    neck: OneOf[ChannelMapper | ChannelMapperC2] = ChannelMapper()
     position: SinePosition = SinePosition()
     transformer: Transformer = Transformer()
     queries: OneOf[LearnedQueries | ProposalQueries] = LearnedQueries()

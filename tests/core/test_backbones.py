@@ -32,10 +32,10 @@ def body(depth: int = 18, **changes: object) -> ResNet:
 
 
 def reference(net: torchvision.models.ResNet, x: Tensor) -> list[Tensor]:
-    x = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x)))))
-    c3 = net.layer2(x)
+    c2 = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x)))))
+    c3 = net.layer2(c2)
     c4 = net.layer3(c3)
-    return [c3, c4, net.layer4(c4)]
+    return [c2, c3, c4, net.layer4(c4)]
 
 
 @pytest.mark.parametrize("depth", [18, 50])
@@ -48,13 +48,13 @@ def test_folding_frozen_norms_changes_no_feature_and_no_gradient(depth: int) -> 
     x = torch.randn(2, 3, 64, 64)
     for a, b in zip(ours(x), reference(theirs, x), strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * b.detach().abs().max().item())
-    ours(x)[2].sum().backward()
-    reference(theirs, x)[2].sum().backward()
+    ours(x)[3].sum().backward()
+    reference(theirs, x)[3].sum().backward()
     a, b = ours.layer3[0].conv2.weight.grad, theirs.layer3[0].conv2.weight.grad
     assert torch.allclose(a, b, rtol=1e-2, atol=1e-4 * b.abs().max().item())
 
 
-@pytest.mark.parametrize(("depth", "channels"), [(18, (128, 256, 512)), (50, (512, 1024, 2048))])
+@pytest.mark.parametrize(("depth", "channels"), [(18, (64, 128, 256, 512)), (50, (256, 512, 1024, 2048))])
 def test_features_have_the_announced_channels_and_strides(depth: int, channels: tuple[int, ...]) -> None:
     ours = body(depth)
     assert ours.out_channels == channels
@@ -148,5 +148,5 @@ def test_the_small_body_is_small() -> None:
     small = SmallResNet(width=24)
     assert sum(p.numel() for p in small.parameters()) < 1_000_000
     shapes = [tuple(f.shape) for f in small(torch.zeros(2, 3, 128, 160))]
-    assert shapes == [(2, 72, 16, 20), (2, 96, 8, 10), (2, 144, 4, 5)]
-    assert small.out_channels == (72, 96, 144)
+    assert shapes == [(2, 48, 32, 40), (2, 72, 16, 20), (2, 96, 8, 10), (2, 144, 4, 5)]
+    assert small.out_channels == (48, 72, 96, 144)

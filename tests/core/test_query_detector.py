@@ -31,7 +31,14 @@ from detbench.parts.branches import (
     OneToManyOutput,
     QueryPredictor,
 )
-from detbench.parts.detectors import ChannelMapper, LearnedQueries, ProposalQueries, Query, Transformer
+from detbench.parts.detectors import (
+    ChannelMapper,
+    ChannelMapperC2,
+    LearnedQueries,
+    ProposalQueries,
+    Query,
+    Transformer,
+)
 
 TARGETS = some_objects((2, 0, 3), seed=0)
 PADDED = (100, 128)  # holds all images of TARGETS
@@ -151,6 +158,23 @@ def test_further_levels_stand_on_c5_and_on_each_other(num_levels: int):
         source = norm(F.conv2d(source, conv.weight, conv.bias, stride=2, padding=1))
         assert torch.allclose(level, source, atol=1e-6)
     assert not any(m.bias.any() for m in neck.modules() if isinstance(m, nn.Conv2d))
+
+
+def test_a_neck_from_c2_reads_all_features_and_has_no_biases():
+    torch.manual_seed(0)
+    part = Query(
+        backbone=SmallResNet(width=8),
+        neck=ChannelMapperC2(channels=16, num_levels=5, groups=4),
+        transformer=Transformer(encoder_layers=0, decoder_layers=1, num_heads=2, dim_feedforward=16),
+    )
+    model = part.build(branches=branches_of(DECODER), num_classes=NUM_CLASSES)
+    features = model.backbone(IMAGES)
+    levels = model.neck(features)
+    assert [tuple(x.shape[-2:]) for x in levels] == [(25, 32), (13, 16), (7, 8), (4, 4), (2, 2)]
+    for feature, level, (conv, norm) in zip(features, levels, model.neck.maps, strict=False):
+        assert conv.bias is None
+        assert torch.allclose(level, norm(F.conv2d(feature, conv.weight)), atol=1e-6)
+    assert torch.allclose(levels[4], model.neck.extra[0](features[3]), atol=1e-6)
 
 
 # ---- the decoder

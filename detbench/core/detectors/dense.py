@@ -42,7 +42,7 @@ class DenseDetector(nn.Module):
     Parameter names start with `backbone.`, `neck.`, `towers.`, `scales.`, `predictors.<branch>.`.
 
     Args:
-        backbone: images to C3, C4, C5.
+        backbone: images to C2 to C5.
         neck: these to the pyramid's levels.
         towers: one pair under `SHARED`, or a pair for each branch under its name.
         scales: (L,) learned factors of each level's boxes, under `SHARED` or by branch.
@@ -97,12 +97,12 @@ class DenseDetector(nn.Module):
                     for name in users
                     for output, conv in self._predictor(name).convs_on(tower).items()
                 }
-                for (name, output), levels in zip(convs, _convolve(tops, list(convs.values())), strict=True):
+                for (name, output), levels in zip(convs, convolve(tops, list(convs.values())), strict=True):
                     raw[name][output] = levels
             for name in users:
                 max_filter = self._predictor(name).max_filter
                 if name in wanted and max_filter is not None:
-                    raw[name][FILTER] = [_by_location(x) for x in max_filter(tops_of["box"])]
+                    raw[name][FILTER] = [by_location(x) for x in max_filter(tops_of["box"])]
         predictions = {}
         for name in wanted:
             owner = self.unfiltered.get(name, name)
@@ -155,7 +155,7 @@ def build_dense(part: Dense, *, branches: Mapping[str, Branch], num_classes: int
         DataError: when the backbone's weights can't be had or don't fit.
     """
     backbone = part.backbone.build()
-    neck = Fpn(backbone.out_channels, channels=part.neck.channels, num_levels=part.neck.num_levels)
+    neck = Fpn(backbone.out_channels[1:], channels=part.neck.channels, num_levels=part.neck.num_levels)
     subnets, channels = part.subnets, part.neck.channels
     predictors, unfiltered = {}, {}
     # By name: random weights are drawn in the order of building, and the order of branches is no part of a recipe.
@@ -176,7 +176,7 @@ def build_dense(part: Dense, *, branches: Mapping[str, Branch], num_classes: int
         owner: Towers(channels, subnets.num_convs, groups=subnets.groups, init_std=subnets.init_std)
         for owner in ([SHARED] if subnets.shared else predictors)
     }
-    strides = tuple(backbone.strides[0] << level for level in range(part.neck.num_levels))
+    strides = tuple(backbone.strides[1] << level for level in range(part.neck.num_levels))
     scales = {
         owner: nn.Parameter(torch.ones(len(strides)))
         for owner in ([SHARED] if subnets.shared_scales else predictors)
@@ -202,7 +202,7 @@ def _tower(channels: int, num_convs: int, *, groups: int, init_std: float) -> nn
     return nn.Sequential(*layers)
 
 
-def _convolve(features: Sequence[Tensor], convs: Sequence[nn.Conv2d]) -> list[list[Tensor]]:
+def convolve(features: Sequence[Tensor], convs: Sequence[nn.Conv2d]) -> list[list[Tensor]]:
     """Each convolution's output on each level, (B, h * w, channels) in at least float32.
 
     All convolutions read the same maps, so they run as one: a few wide ones cost less than many narrow ones.
@@ -210,12 +210,12 @@ def _convolve(features: Sequence[Tensor], convs: Sequence[nn.Conv2d]) -> list[li
     weight = torch.cat([conv.weight for conv in convs])
     bias = torch.cat([cast(Tensor, conv.bias) for conv in convs])
     widths = [conv.out_channels for conv in convs]
-    levels = [_by_location(F.conv2d(x, weight, bias, padding=1)) for x in features]
+    levels = [by_location(F.conv2d(x, weight, bias, padding=1)) for x in features]
     split = [torch.split(level, widths, -1) for level in levels]
     return [list(outputs) for outputs in zip(*split, strict=True)]
 
 
-def _by_location(x: Tensor) -> Tensor:
+def by_location(x: Tensor) -> Tensor:
     """(B, channels, h, w) to (B, h * w, channels) in at least float32.
 
     Boxes and losses under mixed precision are computed in full: bfloat16 resolves a pixel up to 256 only.

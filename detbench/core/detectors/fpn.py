@@ -31,8 +31,10 @@ class Fpn(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """C3, C4, C5 to P3, P4, ..., from fine to coarse, each (B, channels, h, w)."""
-        merged = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
+        """A backbone's features, of which C3, C4, C5 count, to P3, P4, ..., each (B, channels, h, w)."""
+        merged = [
+            lateral(x) for lateral, x in zip(self.laterals, features[-len(self.laterals) :], strict=True)
+        ]
         for fine in range(len(merged) - 2, -1, -1):
             coarse = F.interpolate(merged[fine + 1], size=merged[fine].shape[-2:], mode="nearest")
             merged[fine] = merged[fine] + coarse

@@ -42,27 +42,27 @@ class Heads(nn.Module):
 
     def classes(self, layer: int, states: Tensor) -> Tensor:
         """(..., D) states of a decoder layer to (..., C) logits."""
-        return _full(_of_layer(self.class_heads, layer)(states))
+        return in_full(_of_layer(self.class_heads, layer)(states))
 
     def offsets(self, layer: int, states: Tensor) -> Tensor:
         """(..., D) states of a decoder layer to (..., 4), to be added to the logits of references."""
-        return _full(_of_layer(self.box_heads, layer)(states))
+        return in_full(_of_layer(self.box_heads, layer)(states))
 
     def qualities(self, layer: int, states: Tensor) -> Tensor | None:
         """(..., D) states of a decoder layer to (...) logits of the IoU; None without such heads."""
         if self.quality_heads is None:
             return None
-        return _full(_of_layer(self.quality_heads, layer)(states)).squeeze(-1)
+        return in_full(_of_layer(self.quality_heads, layer)(states)).squeeze(-1)
 
     def encoder_classes(self, tokens: Tensor) -> Tensor:
         """(..., D) tokens to (..., C) logits of the first stage."""
         assert self.encoder_class is not None
-        return _full(self.encoder_class(tokens))
+        return in_full(self.encoder_class(tokens))
 
     def encoder_offsets(self, tokens: Tensor) -> Tensor:
         """(..., D) tokens to (..., 4), to be added to the logits of anchors."""
         assert self.encoder_box is not None
-        return _full(self.encoder_box(tokens))
+        return in_full(self.encoder_box(tokens))
 
     def parameters_of(self, layers: Sequence[int]) -> Iterator[nn.Parameter]:
         """Those that predict for these decoder layers: boxes are passed on from layer to layer, classes aren't."""
@@ -109,6 +109,6 @@ def _of_layer(heads: nn.ModuleList, layer: int) -> nn.Module:
     return heads[layer if len(heads) > 1 else 0]
 
 
-def _full(x: Tensor) -> Tensor:
+def in_full(x: Tensor) -> Tensor:
     """At least float32: under mixed precision, boxes and losses are computed in full."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

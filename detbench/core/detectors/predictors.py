@@ -91,7 +91,7 @@ class PointModule(DensePredictor):
         if self.part.max_filter is not None and FILTER in raw:
             logits = fuse(logits, torch.cat(raw[FILTER], 1), eps=self.part.max_filter.logit_eps)
         anchors = point_anchors(sizes, strides, device=logits.device, dtype=logits.dtype)
-        distances = _scaled(raw["distances"], scales).relu() * anchors.strides[:, None]
+        distances = scaled(raw["distances"], scales).relu() * anchors.strides[:, None]
         return DensePredictions(logits, distances_to_boxes(anchors.centers, distances), anchors)
 
 
@@ -110,7 +110,7 @@ class FcosModule(DensePredictor):
         """Distances from each cell's middle, with centre-ness."""
         logits = torch.cat(raw["logits"], 1)
         anchors = point_anchors(sizes, strides, device=logits.device, dtype=logits.dtype)
-        distances = _scaled(raw["distances"], scales).exp()
+        distances = scaled(raw["distances"], scales).exp()
         if self.part.unit == "strides":
             distances = distances * anchors.strides[:, None]
         return DensePredictions(
@@ -136,7 +136,7 @@ class AnchorModule(DensePredictor):
     def decode(self, raw: Raw, scales: Tensor, sizes: Sizes, strides: tuple[int, ...]) -> DensePredictions:
         """Deltas of each cell's anchors."""
         logits = torch.cat(raw["logits"], 1)
-        deltas = _scaled(raw["deltas"], scales if self.part.scale_deltas else torch.ones_like(scales))
+        deltas = scaled(raw["deltas"], scales if self.part.scale_deltas else torch.ones_like(scales))
         anchors = grid_anchors(
             sizes,
             strides,
@@ -181,6 +181,6 @@ def _bias(conv: nn.Conv2d) -> Tensor:
     return conv.bias
 
 
-def _scaled(levels: list[Tensor], scales: Tensor) -> Tensor:
+def scaled(levels: list[Tensor], scales: Tensor) -> Tensor:
     """(B, Q, channels) of all levels, each times its factor."""
     return torch.cat([x * scale for x, scale in zip(levels, scales, strict=True)], 1)
