@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from detbench.core.boxes import clip_boxes, cxcywh_to_xyxy
+from detbench.core.boxes import box_iou, clip_boxes, cxcywh_to_xyxy
 from detbench.core.types import Anchors, DensePredictions, Detections, Predictions, QueryPredictions
 
 if TYPE_CHECKING:
-    from detbench.parts.test import Nms, TopK
+    from detbench.parts.test import Nms, SoftNms, TopK
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,36 @@ def detect_nms(rule: Nms, predictions: Predictions, sizes: Sequence[tuple[int, i
     return detections
 
 
-def candidates(rule: TopK | Nms, predictions: Predictions, sizes: Sequence[tuple[int, int]]) -> Candidates:
+@torch.no_grad()
+def detect_soft_nms(
+    rule: SoftNms, predictions: Predictions, sizes: Sequence[tuple[int, int]]
+) -> list[Detections]:
+    """The best of each image after class-wise linear soft-NMS, all images in step (arXiv:1704.04503)."""
+    found = candidates(rule, predictions, sizes)
+    boxes, labels = found.boxes, found.labels
+    scores = found.scores.masked_fill(~found.kept, 0.0)
+    image = torch.arange(len(boxes), device=boxes.device)
+    taken, order = [], []
+    # Scores only fall, so detections are taken in the order of their final scores: after `keep` of them nothing
+    # that is kept can change.
+    for _ in range(min(rule.keep, scores.shape[1])):
+        score, best = scores.max(1)
+        taken.append(score)
+        order.append(best)
+        iou = box_iou(boxes[image, best].unsqueeze(1), boxes, eps=1e-6)
+        lowered = (labels == labels[image, best].unsqueeze(1)) & (iou >= rule.iou_threshold)
+        scores = torch.where(lowered, scores * (1 - iou), scores)
+        scores[image, best] = -1.0
+    final, place = torch.stack(taken, 1), torch.stack(order, 1)
+    counts = (final > rule.score_threshold).sum(1).tolist()
+    boxes = boxes.gather(1, place[..., None].expand(-1, -1, 4))
+    labels = labels.gather(1, place)
+    return [Detections(boxes[i, :n], final[i, :n], labels[i, :n]) for i, n in enumerate(counts)]
+
+
+def candidates(
+    rule: TopK | Nms | SoftNms, predictions: Predictions, sizes: Sequence[tuple[int, int]]
+) -> Candidates:
     """The pairs of greatest class probability on each level, levels joined.
 
     Choice and threshold look at the class probability alone; centre-ness enters the score (spec 1.4).

@@ -12,7 +12,7 @@ from detbench.parts.data import Data
 from detbench.parts.detectors import Detector
 from detbench.parts.part import OneOf, digest_of, part, plain, read_part
 from detbench.parts.teaching import FirstStage, Teacher
-from detbench.parts.test import Nms, Test, TopK
+from detbench.parts.test import Postprocess, Test
 from detbench.parts.training import AdamW, Schedule, Sgd, Training
 
 Module = Literal["backbone", "neck", "towers"]
@@ -85,7 +85,7 @@ class Experiment:
             return ()
         return self.first_stage.silent_on_pseudo
 
-    def postprocess_at(self, progress: float) -> TopK | Nms:
+    def postprocess_at(self, progress: float) -> Postprocess:
         """What makes detections of predictions, at the end of the first stage the first stage's still.
 
         Args:

@@ -9,7 +9,7 @@ from pydantic import Field
 from detbench.parts.assigners import QueryHungarian
 from detbench.parts.branches import Branch
 from detbench.parts.part import Count, Fraction, NonNegative, OneOf, Positive, part
-from detbench.parts.test import Nms, TopK
+from detbench.parts.test import Postprocess
 
 
 @part
@@ -128,4 +128,4 @@ class FirstStage:
     until: Fraction = 0.5
     branches: dict[str, Branch]
     silent_on_pseudo: tuple[str, ...] = ()
-    postprocess: OneOf[TopK | Nms]
+    postprocess: OneOf[Postprocess]

@@ -68,6 +68,39 @@ class Nms:
 
 
 @part
+class SoftNms:
+    """Class-wise suppression that lowers scores: linear soft-NMS (arXiv:1704.04503; spec 7 beside Sized L1's).
+
+    The best detection left is taken; the scores of its class's others that overlap it by `iou_threshold` or more are
+    multiplied by 1 - IoU.
+
+    Attributes:
+        score_threshold: class probabilities, and what scores have come down to, must exceed it.
+        per_level: pairs kept of each pyramid level; a query detector has one.
+        iou_threshold: least IoU that lowers a score.
+        keep: detections of an image.
+        clip: cut boxes at the image's edge, before the suppression; see `TopK`.
+    """
+
+    kind: Literal["soft_nms"] = "soft_nms"
+    score_threshold: Fraction = 0.001
+    per_level: Count | None = 900
+    iou_threshold: Fraction = 0.8
+    keep: Count = 300
+    clip: bool = True
+
+    def __call__(self, predictions: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        """What is kept of each image of `sizes` (height, width, unpadded)."""
+        from detbench.core.postprocess import detect_soft_nms
+
+        return detect_soft_nms(self, predictions, sizes)
+
+
+Postprocess = TopK | Nms | SoftNms
+"""Predictions to detections: every way a recipe may name."""
+
+
+@part
 class CocoMetrics:
     """COCO's box metrics.
 
@@ -104,7 +137,7 @@ class Test:
     __test__ = False  # no test class, whatever pytest thinks of its name
 
     branch: str
-    postprocess: OneOf[TopK | Nms]
+    postprocess: OneOf[Postprocess]
     metrics: OneOf[CocoMetrics | CrowdMetrics] = CocoMetrics()
     batch: Count = 8
     student: bool = False

@@ -9,7 +9,7 @@ import torch
 from scenes import LEVELS, NUM_CLASSES, points, some_predictions
 
 from detbench.core.types import DensePredictions, Detections
-from detbench.parts.test import Nms, TopK
+from detbench.parts.test import Nms, SoftNms, TopK
 
 SIZES = [(90, 120), (96, 128)]
 
@@ -25,7 +25,7 @@ def predictions(seed: int = 0, *, centerness: bool = True) -> DensePredictions:
     )
 
 
-def by_loops(p: DensePredictions, i: int, rule: TopK | Nms) -> list[tuple[float, int, list[float]]]:
+def by_loops(p: DensePredictions, i: int, rule: TopK | Nms | SoftNms) -> list[tuple[float, int, list[float]]]:
     """(score, label, box) of one image, best first."""
     height, width = SIZES[i]
     found, start = [], 0
@@ -51,6 +51,17 @@ def by_loops(p: DensePredictions, i: int, rule: TopK | Nms) -> list[tuple[float,
             if all(c != other or overlap(box, b) <= rule.iou_threshold for _, other, b in kept):
                 kept.append((score, c, box))
         found = kept
+    if isinstance(rule, SoftNms):
+        kept = []
+        while found:
+            found.sort(key=lambda d: -d[0])
+            score, c, box = found.pop(0)
+            kept.append((score, c, box))
+            for i, (lower, other, b) in enumerate(found):
+                shared = overlap(box, b) if other == c else 0.0
+                if shared >= rule.iou_threshold:
+                    found[i] = (lower * (1 - shared), other, b)
+        found = [d for d in kept if d[0] > rule.score_threshold]
     return found[: rule.keep]
 
 
@@ -73,10 +84,16 @@ def overlap(a: list[float], b: list[float]) -> float:
         Nms(score_threshold=0.1, per_level=None, iou_threshold=0.4, keep=40),
         TopK(score_threshold=0.3, per_level=20, keep=30, clip=False),
         Nms(score_threshold=0.1, per_level=None, iou_threshold=0.4, keep=40, clip=False),
+        SoftNms(score_threshold=0.3, per_level=60, iou_threshold=0.1),
+        SoftNms(score_threshold=0.001, per_level=None, iou_threshold=0.4, keep=40),
+        SoftNms(score_threshold=0.001, per_level=20, iou_threshold=0.0, keep=400, clip=False),
     ],
-    ids=["top-k", "everything", "few", "nms", "nms, all of each level", "top-k, unclipped", "nms, unclipped"],
-)
-def test_detections_written_as_loops(rule: TopK | Nms, seed: int, centerness: bool) -> None:
+    ids=[
+        "top-k", "everything", "few", "nms", "nms, all of each level", "top-k, unclipped", "nms, unclipped",
+        "soft", "soft, all of each level", "soft, every overlap",
+    ],
+)  # fmt: skip
+def test_detections_written_as_loops(rule: TopK | Nms | SoftNms, seed: int, centerness: bool) -> None:
     p = predictions(seed, centerness=centerness)
     for i, got in enumerate(rule(p, SIZES)):
         wanted = by_loops(p, i, rule)
@@ -120,6 +137,21 @@ def test_boxes_of_different_classes_dont_suppress_each_other() -> None:
     same = torch.tensor([10.0, 10, 30, 30]).expand_as(p.pred_boxes)
     (kept,) = Nms()(DensePredictions(logits, same, p.anchors), [(96, 128)])
     assert kept.labels.tolist() == [0, 1]
+
+
+def test_soft_suppression_lowers_a_second_box_by_their_overlap_and_may_let_a_third_pass() -> None:
+    p = some_predictions(points(), 1, 0)
+    logits = torch.full_like(p.pred_logits, -9.0)
+    logits[0, :3, 0] = torch.tensor([0.9, 0.8, 0.5]).logit()
+    boxes = torch.zeros_like(p.pred_boxes)
+    boxes[0, :3] = torch.tensor(
+        [[0.0, 0, 10, 10], [0, 0, 9, 10], [50, 50, 60, 60]]
+    )  # IoU 0.9 of the first two
+    (kept,) = SoftNms()(DensePredictions(logits, boxes, p.anchors), [(96, 128)])
+    assert kept.scores.tolist() == pytest.approx([0.9, 0.5, 0.08], abs=1e-6)
+    assert kept.boxes[1].tolist() == [50, 50, 60, 60]
+    (kept,) = SoftNms(iou_threshold=0.95)(DensePredictions(logits, boxes, p.anchors), [(96, 128)])
+    assert kept.scores.tolist() == pytest.approx([0.9, 0.8, 0.5], abs=1e-6)
 
 
 def test_detections_are_no_part_of_a_graph() -> None:
