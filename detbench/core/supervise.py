@@ -14,7 +14,14 @@ from torch import Tensor
 from detbench.core.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detbench.core.distributed import mean_over_processes
 from detbench.core.losses.centerness import centerness_target
-from detbench.core.types import DensePredictions, Matches, Predictions, QueryPredictions, Targets
+from detbench.core.types import (
+    AnyPredictions,
+    DensePredictions,
+    Matches,
+    QueryPredictions,
+    RegionPredictions,
+    Targets,
+)
 
 if TYPE_CHECKING:
     from detbench.parts.branches import Branch
@@ -35,7 +42,7 @@ class Supervision(ABC):
         matches: which prediction answers for which object.
     """
 
-    predictions: Predictions
+    predictions: AnyPredictions
     targets: Targets
     matches: Matches
 
@@ -100,14 +107,15 @@ class Supervision(ABC):
             case "positives_raw":
                 return self.mean_positives
             case "positives_local":
-                ones = torch.ones_like(self.matches.image_idx)
-                of_image = ones.new_zeros(len(self.targets.counts)).index_add_(
-                    0, self.matches.image_idx, ones
-                )
-                return of_image.clamp(min=1).sum()
-            case "centerness":
+                return self._positives_by_image
+            case "positives_image":
+                return mean_over_processes(self._positives_by_image.to(self.predictions.pred_boxes.dtype))
+            case "centerness" | "centerness_or_one":
                 dense = cast(DenseSupervision, self)  # Experiment refuses it elsewhere
-                return mean_over_processes(dense.centerness_targets.sum()).clamp(min=1e-6)
+                least = 1e-6 if divide_by == "centerness" else 1.0
+                return mean_over_processes(dense.centerness_targets.sum()).clamp(min=least)
+            case "sampled":
+                return self._num_sampled.clamp(min=1)
             case "objects":
                 return self._mean_objects(1)
             case "copies":
@@ -116,6 +124,8 @@ class Supervision(ABC):
                 return self.predictions.pred_boxes.new_tensor(float(max(len(self._place), 1)))
             case "pair_weights":
                 return mean_over_processes(self.pair_weights.sum()).clamp(min=1)
+            case "pairs":
+                return (self.mean_positives / self.num_layers).clamp(min=1)
             case "one":
                 return self.predictions.pred_boxes.new_ones(())
 
@@ -124,6 +134,20 @@ class Supervision(ABC):
         objects = self.predictions.pred_boxes.new_tensor(float(sum(self.targets.counts) // self.num_layers))
         return (mean_over_processes(objects) * copies).clamp(min=1)
 
+    @property
+    def _positives_by_image(self) -> Tensor:
+        """Sum over images of the number of matched pairs, at least one each."""
+        ones = torch.ones_like(self.matches.image_idx)
+        of_image = ones.new_zeros(len(self.targets.counts)).index_add_(0, self.matches.image_idx, ones)
+        return of_image.clamp(min=1).sum()
+
+    @property
+    def _num_sampled(self) -> Tensor:
+        """Number of predictions that are positive or negative."""
+        num_images, num_predictions = self.predictions.pred_logits.shape[:2]
+        num = self.predictions.pred_boxes.new_tensor(float(num_images * num_predictions))
+        return num if self.matches.ignored is None else num - self.matches.ignored.sum()
+
     @cached_property
     def _place(self) -> Tensor:
         """(K,) indices into the predictions of all images laid end to end."""
@@ -131,8 +155,26 @@ class Supervision(ABC):
 
 
 @dataclass(frozen=True)
-class DenseSupervision(Supervision):
-    """Of a dense detector: predictions stand on anchors, boxes are xyxy pixels."""
+class PixelSupervision(Supervision):
+    """Of predictions whose boxes are xyxy pixels."""
+
+    @cached_property
+    def target_boxes(self) -> Tensor:
+        """(K, 4) xyxy pixels of the objects that the matched predictions answer for."""
+        return self.targets.boxes[self.matches.target_idx]
+
+    def normalised(self, box_format: Literal["cxcywh", "xyxy"]) -> tuple[Tensor, Tensor]:
+        """(K, 4) boxes of the predictions and of their objects, divided by their image's unpadded size."""
+        whwh = self.targets.whwh[self.matches.image_idx]
+        pred, target = self.pred_boxes / whwh, self.target_boxes / whwh
+        if box_format == "cxcywh":
+            return xyxy_to_cxcywh(pred), xyxy_to_cxcywh(target)
+        return pred, target
+
+
+@dataclass(frozen=True)
+class DenseSupervision(PixelSupervision):
+    """Of a dense head: predictions stand on anchors."""
 
     predictions: DensePredictions
 
@@ -142,23 +184,17 @@ class DenseSupervision(Supervision):
         return self.predictions.anchors.boxes[self.matches.pred_idx]
 
     @cached_property
-    def target_boxes(self) -> Tensor:
-        """(K, 4) xyxy pixels of the objects they answer for."""
-        return self.targets.boxes[self.matches.target_idx]
-
-    @cached_property
     def centerness_targets(self) -> Tensor:
         """(K,) centre-ness of each matched location in its object, in the predictions' precision."""
         centers = self.predictions.anchors.centers[self.matches.pred_idx]
         return centerness_target(centers, self.target_boxes).to(self.predictions.pred_boxes.dtype)
 
-    def normalised(self, box_format: Literal["cxcywh", "xyxy"]) -> tuple[Tensor, Tensor]:
-        """(K, 4) boxes of the predictions and of their objects, divided by their image's unpadded size."""
-        whwh = self.targets.whwh[self.matches.image_idx]
-        pred, target = self.pred_boxes / whwh, self.target_boxes / whwh
-        if box_format == "cxcywh":
-            return xyxy_to_cxcywh(pred), xyxy_to_cxcywh(target)
-        return pred, target
+
+@dataclass(frozen=True)
+class RegionSupervision(PixelSupervision):
+    """Of a second stage: predictions stand on regions, and one of their classes is the background."""
+
+    predictions: RegionPredictions
 
 
 @dataclass(frozen=True)
@@ -192,6 +228,7 @@ class QuerySupervision(Supervision):
                 matches.image_idx[pairs] - layer * num_images,
                 matches.pred_idx[pairs],
                 matches.target_idx[pairs] - layer * len(targets.labels),
+                ignored=None if matches.ignored is None else matches.ignored.chunk(self.num_layers)[layer],
                 weights=None if matches.weights is None else matches.weights[pairs],
                 copies=matches.copies,
             )
@@ -199,7 +236,7 @@ class QuerySupervision(Supervision):
         return layers
 
 
-def supervise(branch: Branch, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
+def supervise(branch: Branch, predictions: AnyPredictions, targets: Targets) -> dict[str, Tensor]:
     """The branch's losses by name, weighed and normalised; their sum is what the branch adds to training."""
     assign: Callable[[Any, Targets], Matches] = (
         branch.assigner
@@ -210,8 +247,13 @@ def supervise(branch: Branch, predictions: Predictions, targets: Targets) -> dic
         if branch.predictor.kind == "encoder" and branch.predictor.labels == "binary":
             targets = targets.of_one_class()
         supervision = QuerySupervision(predictions, targets, assign(predictions, targets))
+    elif isinstance(predictions, RegionPredictions):
+        supervision = RegionSupervision(predictions, targets, predictions.pairs)
     else:
-        supervision = DenseSupervision(predictions, targets, assign(predictions, targets))
+        if branch.predictor.kind == "rpn":
+            targets = targets.of_one_class()
+        pairs = assign(predictions, targets) if predictions.pairs is None else predictions.pairs
+        supervision = DenseSupervision(predictions, targets, pairs)
     losses = {}
     for name, loss in branch.losses.items():
         value: Callable[[Any], Tensor] = loss

@@ -145,6 +145,7 @@ class DensePredictions:
         anchors: where the predictions stand.
         pred_deltas: (B, Q, 4) box deltas of an anchor predictor; None for point predictors.
         pred_centerness: (B, Q) logits; None where the predictor has none.
+        pairs: what answers for which object, where the detector had to know; None where that is open.
     """
 
     pred_logits: Tensor
@@ -152,6 +153,25 @@ class DensePredictions:
     anchors: Anchors
     pred_deltas: Tensor | None = None
     pred_centerness: Tensor | None = None
+    pairs: Matches | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RegionPredictions:
+    """What a second stage says about regions of interest, which are other ones in each image.
+
+    Attributes:
+        pred_logits: (B, Q, C + 1) class scores before the softmax, the background's last.
+        pred_boxes: (B, Q, 4) decoded, xyxy pixels of the network input, not clipped: the box for the object's class
+            where a region answers for an object, otherwise for the likeliest class.
+        regions: (B, Q, 4) xyxy pixels.
+        pairs: which region answers for which object; places that an image couldn't fill are ignored.
+    """
+
+    pred_logits: Tensor
+    pred_boxes: Tensor
+    regions: Tensor
+    pairs: Matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +206,7 @@ class QueryPredictions:
         anchors: (images, Q, 4) cxcywh, where each prediction stood before it looked; None without a first stage.
         states: (B, Q, D) what the heads read; None where nobody asks for it.
         pred_quality: (B, Q) logits of the IoU; None where the detector has no such head.
-        pairs: which query was made for which object (denoising); None where that is open.
+        pairs: which query was made for which object; None where that is open.
         correspondence: (M, Q) how much each query of its image answers for each object of the batch as repeated
             for the layers, in training; None without a probe.
     """
@@ -223,6 +243,10 @@ class QueryPredictions:
 
 
 Predictions = DensePredictions | QueryPredictions
+"""What can be tested."""
+
+AnyPredictions = Predictions | RegionPredictions
+"""What can be supervised."""
 
 
 @dataclass(frozen=True, slots=True)

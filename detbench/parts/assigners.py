@@ -167,6 +167,55 @@ class MaxIou:
 
 
 @part
+class Atss:
+    """Adaptive training sample selection (ATSS, arXiv:1912.02424, Algorithm 1; spec 7).
+
+    The `per_level` anchors of each level whose centres are nearest to an object's are its candidates. Those whose IoU
+    with it reaches the candidates' mean plus standard deviation, and whose centre lies inside of it, answer for it.
+    One that several objects claim answers for the one that it overlaps most.
+
+    Attributes:
+        per_level: candidates of each level; all of a level that has fewer anchors.
+    """
+
+    kind: Literal["atss"] = "atss"
+    per_level: Count = 9
+
+    def __call__(self, predictions: DensePredictions, targets: Targets) -> Matches:
+        """At most one object for each anchor, an object may have none; anchors outside the image are ignored."""
+        from detbench.core.assign.atss import assign_atss
+
+        return assign_atss(self, predictions, targets)
+
+
+@part
+class SampledIou:
+    """Faster R-CNN's rule: `MaxIou` on a random sample of each image's anchors or regions (arXiv:1506.01497; spec 7).
+
+    Attributes:
+        positive: least IoU of a positive.
+        negative: whatever overlaps no object as much is negative; between the two it is ignored.
+        low_quality: all that reach an object's best IoU are given to it, if that is at least so much; later objects
+            overwrite earlier ones. None for nothing.
+        sample: how many of an image take part, as far as there are; the rest is ignored.
+        most_positive: at most this share of them is positive; negatives fill up.
+    """
+
+    kind: Literal["sampled_iou"] = "sampled_iou"
+    positive: Fraction = 0.5
+    negative: Fraction = 0.5
+    low_quality: Fraction | None = None
+    sample: Count = 512
+    most_positive: Fraction = 0.25
+
+    def __call__(self, predictions: DensePredictions, targets: Targets) -> Matches:
+        """At most one object for each anchor; those not sampled are ignored."""
+        from detbench.core.assign.sampled_iou import assign_sampled_iou
+
+        return assign_sampled_iou(self, predictions, targets)
+
+
+@part
 class Rank:
     """An object's pairs weigh less the worse they are: exp(-rank / tau), by quality (Align-DETR; spec 4.2).
 
@@ -329,7 +378,7 @@ class SparseCorrespondence:
 
 @part
 class Known:
-    """The pairs that the predictions were made for: denoising queries and their objects (spec 2.8)."""
+    """The pairs that the predictions were made for: denoising queries and their objects (spec 2.8), and the like."""
 
     kind: Literal["known"] = "known"
 
@@ -340,6 +389,7 @@ class Known:
 
 
 DenseAssigner = Hungarian | LeastCost | Poto | QualityAtss | FcosRule | MaxIou
+AuxiliaryAssigner = Atss | SampledIou
 QueryAssigner = QueryHungarian | QueryIou | TaskAligned | SparseCorrespondence | Known
-Assigner = DenseAssigner | QueryAssigner
+Assigner = DenseAssigner | AuxiliaryAssigner | QueryAssigner
 """Every assignment rule a recipe may name."""

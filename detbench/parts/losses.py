@@ -5,10 +5,14 @@
     positives          max(mean over processes of the number of positives, 1)
     positives_raw      mean over processes of the number of positives, not clamped (an epsilon avoids 0/0)
     positives_local    sum over this process's images of max(number of positives, 1); not averaged
+    positives_image    its mean over processes
     centerness         max(mean over processes of the sum of centre-ness targets, 1e-6)
+    centerness_or_one  max(mean over processes of the sum of centre-ness targets, 1)
+    sampled            max(number of predictions that aren't ignored on this process, 1)
     objects            max(mean over processes of the number of objects, 1), whatever the number of layers
     copies             the same, each object counted as often as this process's assigner repeats it (denoising
                        groups, H-DETR)
+    pairs              max(mean over processes of the number of matched pairs in one layer, 1)
     pairs_local        max(number of matched pairs on this process, 1), layer by layer
     pair_weights       max(mean over processes of the sum of the pairs' weights, 1), layer by layer
     one                nothing: the plain sum
@@ -29,15 +33,25 @@ from detbench.parts.part import Fraction, NonNegative, Positive, part
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from detbench.core.supervise import DenseSupervision, QuerySupervision, Supervision
+    from detbench.core.supervise import (
+        DenseSupervision,
+        PixelSupervision,
+        QuerySupervision,
+        RegionSupervision,
+        Supervision,
+    )
 
 DivideBy = Literal[
     "positives",
     "positives_raw",
     "positives_local",
+    "positives_image",
     "centerness",
+    "centerness_or_one",
+    "sampled",
     "objects",
     "copies",
+    "pairs",
     "pairs_local",
     "pair_weights",
     "one",
@@ -63,6 +77,36 @@ class Focal:
         from detbench.core.losses.focal import focal_of
 
         return focal_of(supervision, alpha=self.alpha, gamma=self.gamma)
+
+
+@part
+class BinaryCrossEntropy:
+    """Binary cross-entropy of all predictions and classes not ignored (Faster R-CNN's first stage; spec 7)."""
+
+    kind: Literal["bce"] = "bce"
+    weight: NonNegative = 1.0
+    divide_by: DivideBy = "sampled"
+
+    def __call__(self, supervision: Supervision) -> Tensor:
+        """The sum, not yet weighed or divided."""
+        from detbench.core.losses.cross_entropy import binary_cross_entropy_of
+
+        return binary_cross_entropy_of(supervision)
+
+
+@part
+class CrossEntropy:
+    """Cross-entropy of one class or the background for each region not ignored (R-CNN; spec 7)."""
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    weight: NonNegative = 1.0
+    divide_by: DivideBy = "sampled"
+
+    def __call__(self, supervision: RegionSupervision) -> Tensor:
+        """The sum, not yet weighed or divided."""
+        from detbench.core.losses.cross_entropy import cross_entropy_of
+
+        return cross_entropy_of(supervision)
 
 
 @part
@@ -167,11 +211,31 @@ class Giou:
     eps: Positive = 1e-7
     divide_by: DivideBy = "positives_raw"
 
-    def __call__(self, supervision: DenseSupervision) -> Tensor:
+    def __call__(self, supervision: PixelSupervision) -> Tensor:
         """The sum over pairs, not yet weighed or divided."""
         from detbench.core.losses.boxes import giou_of
 
         return giou_of(supervision, eps=self.eps)
+
+
+@part
+class CenternessGiou:
+    """`Giou`, each pair weighed by its centre-ness target (ATSS; spec 7).
+
+    Attributes:
+        eps: clamp of union and enclosing area.
+    """
+
+    kind: Literal["centerness_giou"] = "centerness_giou"
+    weight: NonNegative = 2.0
+    eps: Positive = 1e-7
+    divide_by: DivideBy = "centerness_or_one"
+
+    def __call__(self, supervision: DenseSupervision) -> Tensor:
+        """The weighed sum over pairs, not yet divided."""
+        from detbench.core.losses.boxes import centerness_giou_of
+
+        return centerness_giou_of(supervision, eps=self.eps)
 
 
 @part
@@ -453,7 +517,10 @@ class Correspondence:
         return correspondence_of(supervision, cost=self.cost, detach_cost=self.detach_cost)
 
 
-DenseLoss = Focal | BoxL1 | SizedL1 | DeltaL1 | Giou | LogIou | Centerness
+DenseLoss = (
+    Focal | BinaryCrossEntropy | BoxL1 | SizedL1 | DeltaL1 | Giou | CenternessGiou | LogIou | Centerness
+)
+RegionLoss = CrossEntropy | BoxL1 | SizedL1 | Giou
 QueryLoss = (
     Focal
     | BoxL1
@@ -469,5 +536,5 @@ QueryLoss = (
     | WeightedFocal
     | Correspondence
 )
-Loss = DenseLoss | QueryLoss
+Loss = DenseLoss | RegionLoss | QueryLoss
 """Every loss a recipe may name."""

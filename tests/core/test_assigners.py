@@ -412,12 +412,12 @@ def test_a_location_on_the_border_of_an_object_is_outside() -> None:
 # --- Max IoU ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("low_quality", [True, False])
+@pytest.mark.parametrize("low_quality", [0.0, 0.35, None])
 @pytest.mark.parametrize("seed", range(4))
-def test_max_iou_written_as_loops(seed: int, low_quality: bool) -> None:
+def test_max_iou_written_as_loops(seed: int, low_quality: float | None) -> None:
     anchors = grid()
     targets = some_targets((4, 0, 7), seed, sizes=[(64, 96), (96, 128), (90, 120)])
-    valid = is_on_image(anchors, targets.whwh[:, :2])
+    valid = is_on_image(anchors, targets.whwh[:, :2], pad_multiple=32)
     owner, ignored = max_iou_owner(
         anchors.boxes,
         valid,
@@ -438,10 +438,10 @@ def test_max_iou_written_as_loops(seed: int, low_quality: bool) -> None:
             if best >= 0.5:
                 expected[q] = -minus_m
             band[q] = 0.4 <= best < 0.5
-        for m in objects if low_quality else []:
+        for m in objects if low_quality is not None else []:
             top = max(iou[m, q].item() for q in usable)
             for q in usable:
-                if iou[m, q].item() == top:
+                if iou[m, q].item() == top >= low_quality:
                     expected[q], band[q] = m, False
         assert owner[i].tolist() == expected
         assert ignored[i].tolist() == band
@@ -457,7 +457,7 @@ def test_of_two_objects_that_claim_one_anchor_the_later_gets_it() -> None:
         torch.tensor([0, 0]),
         positive=0.5,
         negative=0.4,
-        low_quality=True,
+        low_quality=0.0,
     )
     assert owner.tolist() == [[1]]
 

@@ -21,7 +21,17 @@ from detbench.core.supervise import DenseSupervision, supervise
 from detbench.core.types import Anchors, DensePredictions, Matches, Targets
 from detbench.parts.assigners import FcosRule, LeastCost, Poto
 from detbench.parts.branches import Branch, FcosPredictor, PointPredictor
-from detbench.parts.losses import BoxL1, Centerness, DenseLoss, DivideBy, Focal, Giou, LogIou, SizedL1
+from detbench.parts.losses import (
+    BoxL1,
+    Centerness,
+    CenternessGiou,
+    DenseLoss,
+    DivideBy,
+    Focal,
+    Giou,
+    LogIou,
+    SizedL1,
+)
 
 # The default of sized_l1 asks for the mean size of a batch's objects: an image alone has another.
 CONTRACT: dict[type, DenseLoss] = {SizedL1: SizedL1(rescale="none")}
@@ -100,7 +110,7 @@ def test_a_batch_without_objects_has_a_finite_loss_and_gradient(loss: DenseLoss)
     value = loss(with_leaves(s, *tensors))
     value.backward()
     assert value.isfinite()
-    assert value.item() == 0 or loss.kind == "focal"
+    assert value.item() == 0 or loss.kind in ("focal", "bce")
     for tensor in tensors:
         assert tensor.grad is None or tensor.grad.isfinite().all()
 
@@ -242,6 +252,12 @@ def test_log_iou_is_weighed_by_centerness() -> None:
     assert LogIou(weigh_by="one")(s).item() == pytest.approx(each.sum().item(), rel=1e-9)
 
 
+def test_giou_is_weighed_by_centerness() -> None:
+    s = supervision()
+    each = giou_loss(s.pred_boxes, s.target_boxes, eps=1e-7)
+    assert CenternessGiou()(s).item() == pytest.approx((each * s.centerness_targets).sum().item(), rel=1e-9)
+
+
 # --- normalisers and branches ---------------------------------------------------------------------------
 
 
@@ -251,7 +267,11 @@ def test_normalisers_by_hand() -> None:
     assert s.normaliser("positives").item() == 10
     assert s.normaliser("positives_raw").item() == 10
     assert s.normaliser("positives_local").item() == 11
+    assert s.normaliser("positives_image").item() == 11
     assert s.normaliser("centerness").item() == pytest.approx(s.centerness_targets.sum().item())
+    assert s.normaliser("centerness_or_one").item() == max(1.0, s.normaliser("centerness").item())
+    # The last location of each of three images is ignored.
+    assert s.normaliser("sampled").item() == 3 * (s.predictions.pred_logits.shape[1] - 1)
 
 
 def test_normalisers_without_objects() -> None:
@@ -260,13 +280,15 @@ def test_normalisers_without_objects() -> None:
         "positives": 1.0,
         "positives_raw": 0.0,
         "positives_local": 2.0,
+        "positives_image": 2.0,
         "centerness": 1e-6,
+        "centerness_or_one": 1.0,
     }
     for name, value in wanted.items():
         assert s.normaliser(name).item() == pytest.approx(value)
 
 
-def test_all_normalisers_but_the_local_are_averaged_over_processes(
+def test_all_normalisers_but_the_local_and_the_sampled_are_averaged_over_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A second process that holds thirty times as much.
@@ -277,7 +299,9 @@ def test_all_normalisers_but_the_local_are_averaged_over_processes(
     assert s.normaliser("positives").item() == 155
     assert s.normaliser("positives_raw").item() == 155
     assert s.normaliser("positives_local").item() == 11
+    assert s.normaliser("positives_image").item() == 170.5
     assert s.normaliser("centerness").item() == pytest.approx(15.5 * s.centerness_targets.sum().item())
+    assert s.normaliser("sampled").item() == 3 * (s.predictions.pred_logits.shape[1] - 1)
 
 
 def branch(weight: float = 1.0) -> Branch:

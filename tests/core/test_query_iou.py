@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from detbench.core.assign.query_iou import overlaps, random_subset
+from detbench.core.assign.query_iou import overlaps
+from detbench.core.assign.sampling import random_subset
 from detbench.core.boxes import cxcywh_to_xyxy
 from detbench.core.supervise import QuerySupervision
 from detbench.core.types import Matches, QueryPredictions, Targets

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from detbench.core.assign.claims import strongest_claims
 from detbench.core.assign.inside import is_inside
 from detbench.core.assign.poto import pair_quality
 from detbench.core.types import Matches
@@ -32,17 +33,12 @@ def assign_quality_atss(rule: QualityAtss, predictions: DensePredictions, target
     chosen_MQ = above_own_threshold(quality_MQ, anchors.level_sizes, per_level=rule.per_level) & inside_MQ
     target_idx, pred_idx = chosen_MQ.nonzero(as_tuple=True)
     num_images, num_predictions = predictions.pred_logits.shape[:2]
-    place = targets.image_idx[target_idx] * num_predictions + pred_idx
-    quality = quality_MQ[target_idx, pred_idx]
-    best = quality.new_zeros(num_images * num_predictions).scatter_reduce_(0, place, quality, "amax")
-    wins = quality == best[place]
-    owner = torch.full_like(best, len(quality_MQ), dtype=torch.int64)
-    owner.scatter_reduce_(0, place[wins], target_idx[wins], "amin")  # of equal qualities the first object
-    positive = (owner < len(quality_MQ)).nonzero().squeeze(1)
-    return Matches(
-        image_idx=positive.div(num_predictions, rounding_mode="floor"),
-        pred_idx=positive % num_predictions,
-        target_idx=owner[positive],
+    return strongest_claims(
+        quality_MQ[target_idx, pred_idx],
+        image_idx=targets.image_idx[target_idx],
+        pred_idx=pred_idx,
+        target_idx=target_idx,
+        shape=(num_images, num_predictions),
     )
 
 

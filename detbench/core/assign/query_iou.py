@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from detbench.core.assign.sampling import random_subset
 from detbench.core.boxes import by_coordinate, cxcywh_to_xyxy, query_iou
 from detbench.core.types import Matches
 
@@ -81,18 +82,6 @@ def positive_candidates(
         is_best = (iou == iou.amax(2, keepdim=True)) & (iou >= 0)
         positive |= is_best.any(1) if low_quality == "any" else is_best.gather(1, owner[:, None]).squeeze(1)
     return positive, owner
-
-
-def random_subset(positive: Tensor, *, most: int) -> Tensor:
-    """(I, Q) bool to the same with at most so many in each image, all choices equally likely.
-
-    Draws from torch's own CPU generator, which the trainer seeds for every step.
-    """
-    if most >= positive.shape[1]:
-        return positive
-    keys = torch.rand(positive.shape).to(positive.device).masked_fill_(~positive, -1.0)
-    chosen, place = keys.topk(most)
-    return torch.zeros_like(positive).scatter_(1, place, chosen >= 0)
 
 
 def best_of_each_row(

@@ -9,7 +9,7 @@ from torch import Tensor
 from detbench.core.boxes import box_giou, box_iou, encode_deltas, query_giou
 
 if TYPE_CHECKING:
-    from detbench.core.supervise import DenseSupervision, Supervision
+    from detbench.core.supervise import DenseSupervision, PixelSupervision, Supervision
     from detbench.parts.losses import WeighBy
 
 
@@ -35,9 +35,15 @@ def delta_l1_of(supervision: DenseSupervision) -> Tensor:
     return (supervision.gather(deltas) - wanted).abs().sum()
 
 
-def giou_of(supervision: DenseSupervision, *, eps: float) -> Tensor:
+def giou_of(supervision: PixelSupervision, *, eps: float) -> Tensor:
     """The sum of `giou_loss` over pairs."""
     return giou_loss(supervision.pred_boxes, supervision.target_boxes, eps=eps).sum()
+
+
+def centerness_giou_of(supervision: DenseSupervision, *, eps: float) -> Tensor:
+    """The sum of `giou_loss` over pairs, each weighed by its centre-ness target."""
+    loss = giou_loss(supervision.pred_boxes, supervision.target_boxes, eps=eps)
+    return (loss * supervision.centerness_targets).sum()
 
 
 def log_iou_of(
