@@ -54,10 +54,22 @@ def branch(predictor: str, assigner: str = "query_hungarian", **losses: Any) -> 
     }
 
 
+CLASS = {"kind": "focal"}
+AUXILIARY = {
+    "branches.atss": branch("atss", "atss", cls=CLASS, giou={"kind": "centerness_giou"}),
+    "branches.rpn": branch("rpn", "sampled_iou", cls={"kind": "bce"}, bbox={"kind": "delta_l1"}),
+    "branches.rcnn": branch("rcnn", "sampled_iou", cls={"kind": "cross_entropy"}),
+    "branches.rcnn.predictor.proposals": "rpn",
+    "branches.more": branch("positives", "known"),
+    "branches.more.predictor.of": "rcnn",
+}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         pytest.param({}, id="two stages"),
+        pytest.param(AUXILIARY, id="auxiliary heads"),
         pytest.param({"branches.dn": branch("denoising", "known")}, id="denoising"),
         pytest.param({"branches.many": branch("one_to_many")}, id="hybrid"),
         pytest.param({"branches.decoder.assigner": {"kind": "query_iou"}}, id="overlap"),
@@ -105,7 +117,7 @@ def test_what_a_paper_puts_together_is_accepted(changes: dict[str, Any]) -> None
             "expected one of objects, copies",
         ),
         (
-            {"detector.neck": {"channels": 100}},
+            {"detector.neck": {"kind": "channel_mapper", "channels": 100}},
             "detector.neck.groups: 32 doesn't divide detector.neck.channels = 100",
         ),
         (
@@ -113,7 +125,10 @@ def test_what_a_paper_puts_together_is_accepted(changes: dict[str, Any]) -> None
             "detector.transformer.num_heads: 7 doesn't divide detector.neck.channels = 256",
         ),
         (
-            {"detector.neck": {"channels": 36, "groups": 4}, "detector.transformer": {"num_heads": 4}},
+            {
+                "detector.neck": {"kind": "channel_mapper", "channels": 36, "groups": 4},
+                "detector.transformer": {"num_heads": 4},
+            },
             "detector.neck.channels: must be a multiple of 8 for the sine encodings, found 36",
         ),
         (
@@ -210,6 +225,47 @@ def test_what_a_paper_puts_together_is_accepted(changes: dict[str, Any]) -> None
         (
             {"branches.decoder.losses.probe": {"kind": "correspondence"}},
             "branches.decoder.losses.probe: 'correspondence' needs a decoder output with a probe",
+        ),
+        (
+            AUXILIARY | {"branches.atss.assigner": HUNGARIAN},
+            "branches.atss.assigner: 'query_hungarian' doesn't go with the atss predictor; expected one of atss",
+        ),
+        (
+            AUXILIARY | {"branches.decoder.assigner": {"kind": "atss"}},
+            "branches.decoder.assigner: 'atss' doesn't go with a query detector; expected one of query_hungarian",
+        ),
+        (
+            AUXILIARY | {"branches.rcnn.losses.cls": CLASS},
+            "branches.rcnn.losses.cls: 'focal' doesn't go with the rcnn predictor; expected one of cross_entropy",
+        ),
+        (
+            AUXILIARY | {"branches.rpn.losses.center": {"kind": "centerness"}},
+            "branches.rpn.losses.center: centre-ness needs the fcos or the atss predictor, found 'rpn'",
+        ),
+        (
+            AUXILIARY | {"branches.atss.losses.bbox": {"kind": "delta_l1"}},
+            "branches.atss.losses.bbox: delta_l1 needs the anchor or the rpn predictor, found 'atss'",
+        ),
+        (
+            AUXILIARY | {"branches.atss.losses.cls": {"kind": "focal", "divide_by": "objects"}},
+            "branches.atss.losses.cls.divide_by: 'objects' doesn't go with the atss predictor; "
+            "expected a count of positives",
+        ),
+        (
+            AUXILIARY | {"branches.rcnn.predictor.proposals": "rnp"},
+            "branches.rcnn.predictor.proposals: 'rnp' is no branch with the predictor rpn; did you mean 'rpn'?",
+        ),
+        (
+            AUXILIARY | {"branches.more.predictor.of": "rpn"},
+            "branches.more.predictor.of: 'rpn' is no branch with the predictor atss or rcnn",
+        ),
+        (
+            AUXILIARY | {"branches.more.assigner": HUNGARIAN},
+            "branches.more: predictor 'positives' doesn't go with assigner 'query_hungarian'",
+        ),
+        (
+            {"branches.atss": branch("atss", "atss", cls=CLASS), "test.branch": "atss"},
+            "test.branch: 'atss' must be a decoder output that holds the last layer",
         ),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from detbench.parts.assigners import Assigner
+from detbench.parts.auxiliary import AuxiliaryPredictor, PositivesOutput
 from detbench.parts.losses import Loss
 from detbench.parts.part import Count, Fraction, NonNegative, OneOf, Positive, part
 
@@ -170,8 +171,8 @@ class OneToManyOutput:
 
 
 DensePredictor = PointPredictor | FcosPredictor | AnchorPredictor | Unfiltered
-QueryPredictor = DecoderOutput | EncoderOutput | DenoisingOutput | OneToManyOutput
-Predictor = DensePredictor | QueryPredictor
+QueryPredictor = DecoderOutput | EncoderOutput | DenoisingOutput | OneToManyOutput | PositivesOutput
+Predictor = DensePredictor | QueryPredictor | AuxiliaryPredictor
 
 
 @part

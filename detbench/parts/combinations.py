@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
-from detbench.parts.assigners import DenseAssigner, QueryAssigner
-from detbench.parts.branches import Branch, DensePredictor, QueryPredictor, Unfiltered
+from detbench.parts.assigners import Atss, DenseAssigner, QueryAssigner, SampledIou
+from detbench.parts.auxiliary import AuxiliaryPredictor
+from detbench.parts.branches import Branch, DensePredictor, Predictor, QueryPredictor
 from detbench.parts.detectors import Dense, Query
-from detbench.parts.losses import DenseLoss, QueryLoss
-from detbench.parts.part import closest, flatten, plain
+from detbench.parts.losses import DenseLoss, QueryLoss, RegionLoss
+from detbench.parts.part import closest, flatten, kinds, plain
 
 if TYPE_CHECKING:
     from detbench.parts.data import Data
     from detbench.parts.experiment import Experiment, InitFrom, Module
     from detbench.parts.teaching import FirstStage, Teacher
-    from detbench.parts.test import Nms, TopK
+    from detbench.parts.test import Postprocess
 
-QUERY_NORMALISERS = ("objects", "copies", "pairs_local", "pair_weights", "one")
+QUERY_NORMALISERS = ("objects", "copies", "pairs", "pairs_local", "pair_weights", "one")
 
 
 def problems_of(experiment: Experiment) -> Iterator[str]:
@@ -50,7 +51,7 @@ def problems_of(experiment: Experiment) -> Iterator[str]:
 
 
 def _supervision(
-    experiment: Experiment, branches: dict[str, Branch], postprocess: TopK | Nms
+    experiment: Experiment, branches: dict[str, Branch], postprocess: Postprocess
 ) -> Iterator[str]:
     """Branches and postprocess that don't go with the detector or with each other."""
     detector = experiment.detector
@@ -106,38 +107,64 @@ def _first_stage(experiment: Experiment, first: FirstStage) -> Iterator[str]:
 
 
 def _families(branches: dict[str, Branch], detector: Literal["dense", "query"]) -> Iterator[str]:
-    """Branches whose parts belong to the other family of detectors."""
-    queries = detector == "query"
-    predictors = QueryPredictor if queries else DensePredictor
-    assigners = QueryAssigner if queries else DenseAssigner
-    losses = QueryLoss if queries else DenseLoss
+    """Branches whose parts belong to the other family of detectors, or to another predictor."""
+    predictors = QueryPredictor | AuxiliaryPredictor if detector == "query" else DensePredictor
 
-    def misfit(where: str, kind: str, family: Any) -> str:
-        known = ", ".join(member().kind for member in get_args(family) if member is not Unfiltered)
-        return f"{where}: '{kind}' doesn't go with a {detector} detector; expected one of {known}"
+    def misfit(where: str, kind: str, place: str, family: Any) -> str:
+        known = ", ".join(member_kind for member_kind in kinds(family) if member_kind != "unfiltered")
+        return f"{where}: '{kind}' doesn't go with {place}; expected one of {known}"
 
     for name, branch in branches.items():
         where = f"branches.{name}"
+        place, assigners, losses = _partners(branch.predictor, detector)
         if not isinstance(branch.predictor, predictors):
-            yield misfit(f"{where}.predictor", branch.predictor.kind, predictors)
+            yield misfit(f"{where}.predictor", branch.predictor.kind, f"a {detector} detector", predictors)
         if not isinstance(branch.assigner, assigners):
-            yield misfit(f"{where}.assigner", branch.assigner.kind, assigners)
+            yield misfit(f"{where}.assigner", branch.assigner.kind, place, assigners)
         for loss_name, loss in branch.losses.items():
             if not isinstance(loss, losses):
-                yield misfit(f"{where}.losses.{loss_name}", loss.kind, losses)
-            elif (loss.divide_by in QUERY_NORMALISERS) != queries:
-                expected = "one of " + ", ".join(QUERY_NORMALISERS) if queries else "a count of positives"
+                yield misfit(f"{where}.losses.{loss_name}", loss.kind, place, losses)
+            elif (loss.divide_by in QUERY_NORMALISERS) != (losses is QueryLoss):
+                known = "one of " + ", ".join(QUERY_NORMALISERS)
+                expected = known if losses is QueryLoss else "a count of positives"
                 yield (
-                    f"{where}.losses.{loss_name}.divide_by: '{loss.divide_by}' doesn't go with a {detector} "
-                    f"detector; expected {expected}"
+                    f"{where}.losses.{loss_name}.divide_by: '{loss.divide_by}' doesn't go with {place}; "
+                    f"expected {expected}"
                 )
+
+
+def _partners(predictor: Predictor, detector: Literal["dense", "query"]) -> tuple[str, Any, Any]:
+    """Who asks, as a message should call it, and the families of assigners and losses that go with it."""
+    match predictor.kind:
+        case "atss":
+            return "the atss predictor", Atss, DenseLoss
+        case "rpn":
+            return "the rpn predictor", SampledIou, DenseLoss
+        case "rcnn":
+            return "the rcnn predictor", SampledIou, RegionLoss
+        case _ if detector == "query":
+            return "a query detector", QueryAssigner, QueryLoss
+    return "a dense detector", DenseAssigner, DenseLoss
+
+
+def _anchor_losses(name: str, branch: Branch) -> Iterator[str]:
+    """Losses that ask a dense head for what its predictor doesn't have."""
+    predictor = branch.predictor.kind
+    for loss_name, loss in branch.losses.items():
+        where = f"branches.{name}.losses.{loss_name}"
+        if loss.kind == "delta_l1" and predictor not in ("anchor", "rpn"):
+            yield f"{where}: delta_l1 needs the anchor or the rpn predictor, found '{predictor}'"
+        needs_centerness = loss.kind in ("centerness", "centerness_giou") or loss.divide_by.startswith(
+            "centerness"
+        )
+        if needs_centerness and predictor not in ("fcos", "atss"):
+            yield f"{where}: centre-ness needs the fcos or the atss predictor, found '{predictor}'"
 
 
 def _dense(detector: Dense, branches: dict[str, Branch]) -> Iterator[str]:
     yield from _families(branches, "dense")
     num_levels = detector.neck.num_levels
     for name, branch in branches.items():
-        kinds = (branch.predictor.kind, branch.assigner.kind)
         if branch.assigner.kind == "fcos" and len(branch.assigner.size_ranges) != num_levels:
             yield (
                 f"branches.{name}.assigner.size_ranges: {len(branch.assigner.size_ranges)} ranges for "
@@ -145,20 +172,15 @@ def _dense(detector: Dense, branches: dict[str, Branch]) -> Iterator[str]:
             )
         if (branch.assigner.kind == "max_iou") != (branch.predictor.kind == "anchor"):
             yield (
-                f"branches.{name}: predictor '{kinds[0]}' doesn't go with assigner '{kinds[1]}'; "
+                f"branches.{name}: predictor '{branch.predictor.kind}' doesn't go with assigner "
+                f"'{branch.assigner.kind}'; "
                 "max_iou needs the anchor predictor and the anchor predictor needs max_iou"
             )
         if branch.predictor.kind == "unfiltered":
             other = branches.get(branch.predictor.branch)
             if other is None or other.predictor.kind != "point" or other.predictor.max_filter is None:
                 yield f"branches.{name}.predictor.branch: '{branch.predictor.branch}' is no branch with a max_filter"
-        for loss_name, loss in branch.losses.items():
-            where = f"branches.{name}.losses.{loss_name}"
-            if loss.kind == "delta_l1" and branch.predictor.kind != "anchor":
-                yield f"{where}: delta_l1 needs the anchor predictor, found '{kinds[0]}'"
-            needs_centerness = loss.kind == "centerness" or loss.divide_by == "centerness"
-            if needs_centerness and branch.predictor.kind != "fcos":
-                yield f"{where}: centre-ness needs the fcos predictor, found '{kinds[0]}'"
+        yield from _anchor_losses(name, branch)
     channels, groups = detector.neck.channels, detector.subnets.groups
     if channels % groups:
         yield f"detector.subnets.groups: {groups} doesn't divide detector.neck.channels = {channels}"
@@ -195,12 +217,12 @@ def _query(detector: Query, branches: dict[str, Branch], *, test: str) -> Iterat
         yield f"test.branch: '{test}' must be a decoder output that holds the last layer"
     for name, branch in branches.items():
         predictor = branch.predictor
-        if predictor.kind in ("encoder", "one_to_many", "denoising") and not two_stage:
+        if predictor.kind in ("encoder", "one_to_many", "denoising", "positives") and not two_stage:
             yield f"branches.{name}.predictor: '{predictor.kind}' needs detector.queries.kind = 'proposals'"
-        if (branch.assigner.kind == "known") != (predictor.kind == "denoising"):
+        if (branch.assigner.kind == "known") != (predictor.kind in ("denoising", "positives")):
             yield (
                 f"branches.{name}: predictor '{predictor.kind}' doesn't go with assigner '{branch.assigner.kind}'; "
-                "denoising needs known and known needs denoising"
+                "denoising and positives need known, and known needs one of them"
             )
         if branch.assigner.kind == "query_iou" and not two_stage:
             yield f"branches.{name}.assigner: 'query_iou' needs detector.queries.kind = 'proposals'"
@@ -211,13 +233,34 @@ def _query(detector: Query, branches: dict[str, Branch], *, test: str) -> Iterat
         ):
             yield f"branches.{name}.predictor.layers: a decoder of one layer has no 'intermediate' ones"
         yield from _probe(name, branch)
+        yield from _auxiliary(name, branch, branches)
     for kind in ("denoising", "one_to_many"):
         users = [name for name, branch in branches.items() if branch.predictor.kind == kind]
         if len(users) > 1:
             yield f"branches.{users[1]}.predictor: a second '{kind}' output beside branches.{users[0]}"
 
 
-def _quality(detector: Dense | Query, branches: dict[str, Branch], postprocess: TopK | Nms) -> Iterator[str]:
+def _auxiliary(name: str, branch: Branch, branches: dict[str, Branch]) -> Iterator[str]:
+    """An auxiliary head's losses, and whom it or its queries stand on."""
+    predictor = branch.predictor
+    if isinstance(predictor, AuxiliaryPredictor):
+        yield from _anchor_losses(name, branch)
+    match predictor.kind:
+        case "rcnn":
+            key, other, wanted = "proposals", predictor.proposals, ["rpn"]
+        case "positives":
+            key, other, wanted = "of", predictor.of, ["atss", "rcnn"]
+        case _:
+            return
+    fitting = [name for name, branch in branches.items() if branch.predictor.kind in wanted]
+    if other not in fitting:
+        yield (
+            f"branches.{name}.predictor.{key}: '{other}' is no branch with the predictor {' or '.join(wanted)}"
+            f"{closest(other, fitting)}"
+        )
+
+
+def _quality(detector: Dense | Query, branches: dict[str, Branch], postprocess: Postprocess) -> Iterator[str]:
     """Who asks for an estimate of the IoU that nobody makes."""
     has_head = isinstance(detector, Query) and detector.quality_head
     if postprocess.kind == "top_k" and postprocess.quality != "none" and not has_head:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detbench.core.backbones import Backbone
+from detbench.core.detectors.auxiliary import AuxiliaryHeads, boxes_of
 from detbench.core.detectors.channel_mapper import ChannelMapper
 from detbench.core.detectors.gt_probe import ProbeModule
 from detbench.core.detectors.heads import Heads
@@ -18,10 +19,11 @@ from detbench.core.layers.transformer import Transformer, refine
 from detbench.core.queries.boxes import BoxQueries
 from detbench.core.queries.denoising import DenoisingQueries, NoisyQueries
 from detbench.core.queries.learned import LearnedQueries
+from detbench.core.queries.positives import AuxiliaryQueries, PositiveQueries
 from detbench.core.queries.proposal_nms import select_after_nms
 from detbench.core.queries.proposals import ProposalQueries, anchor_logits, proposal_scores, take
 from detbench.core.queries.visibility import visibility
-from detbench.core.types import QueryPredictions, Targets
+from detbench.core.types import AnyPredictions, QueryPredictions, Targets
 from detbench.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Queries(nn.Module):
         one_to_one: the queries that the detector is tested with.
         denoising: makes more from noisy objects; None for none.
         one_to_many: (Q, D) content of further queries; None where there are none or content isn't learned.
+        positives: make more from an auxiliary head's positives, by branch.
     """
 
     def __init__(
@@ -45,24 +48,27 @@ class Queries(nn.Module):
         *,
         denoising: DenoisingQueries | None,
         one_to_many: nn.Embedding | None,
+        positives: Mapping[str, PositiveQueries],
     ) -> None:
         super().__init__()
         self.one_to_one, self.denoising, self.one_to_many = one_to_one, denoising, one_to_many
+        self.positives = nn.ModuleDict(positives)
 
 
 class QueryDetector(nn.Module):
     """Backbone, neck, transformer, queries and heads. Computes no loss.
 
-    Parameter names start with `backbone.`, `neck.`, `transformer.`, `heads.`, `queries.`, `probes.`.
+    Parameter names start with `backbone.`, `neck.`, `transformer.`, `heads.`, `queries.`, `probes.`, `auxiliary.`.
 
     Args:
-        backbone: images to C3, C4, C5.
+        backbone: images to C2 to C5.
         neck: these to the transformer's levels.
         transformer: encoder and decoder.
         heads: of the decoder's layers and of a first stage.
         queries: what the decoder starts from.
         probes: by the branch that has one (Match-Free).
-        outputs: what each branch reads.
+        auxiliary: heads on the encoder's output (Co-DETR); None for none.
+        outputs: what each other branch reads.
         layout: encoding of the tokens' places.
         refinement: where each layer's boxes start from, see `detbench.parts.detectors.Query`.
         logit_eps: of the inverse sigmoid.
@@ -77,6 +83,7 @@ class QueryDetector(nn.Module):
         heads: Heads,
         queries: Queries,
         probes: Mapping[str, ProbeModule],
+        auxiliary: AuxiliaryHeads | None,
         outputs: Mapping[str, QueryPredictor],
         layout: Layout,
         refinement: Refinement,
@@ -86,6 +93,7 @@ class QueryDetector(nn.Module):
         self.backbone, self.neck, self.transformer = backbone, neck, transformer
         self.heads, self.queries = heads, queries
         self.probes = nn.ModuleDict(probes)
+        self.auxiliary = auxiliary
         self.outputs = dict(outputs)
         self.layout, self.refinement, self.logit_eps = layout, refinement, logit_eps
 
@@ -95,10 +103,11 @@ class QueryDetector(nn.Module):
         sizes: Sequence[tuple[int, int]],
         targets: Targets | None = None,
         branches: Sequence[str] | None = None,
-    ) -> dict[str, QueryPredictions]:
+    ) -> dict[str, AnyPredictions]:
         """(B, 3, H, W) padded images to predictions by branch.
 
-        Denoising and one-to-many branches have predictions in training mode only.
+        Denoising and one-to-many branches have predictions in training mode only; auxiliary heads, and the queries
+        made from their positives, only where there are targets besides.
 
         Args:
             images: normalised; padding is at the bottom and right.
@@ -135,7 +144,7 @@ class QueryDetector(nn.Module):
         targets: Targets | None = None,
         branches: Sequence[str] | None = None,
         beside: BoxQueries | None = None,
-    ) -> tuple[dict[str, QueryPredictions], Tensor | None]:
+    ) -> tuple[dict[str, AnyPredictions], Tensor | None]:
         """Predictions by branch, see `forward`, and what becomes of queries made elsewhere.
 
         Args:
@@ -149,7 +158,7 @@ class QueryDetector(nn.Module):
         """
         outputs, memory, grid = self._wanted(branches), encoded.memory, encoded.grid
         first = self._propose(memory, grid, outputs) if self._is_two_stage else None
-        predictions: dict[str, QueryPredictions] = {}
+        predictions: dict[str, AnyPredictions] = {}
         states_beside = None
         for name, output in outputs.items():
             if output.kind == "encoder":
@@ -157,7 +166,11 @@ class QueryDetector(nn.Module):
                 predictions[name] = first.predictions(
                     output.tokens, cast(ProposalQueries, self.queries.one_to_one).part.num
                 )
-        decoded = {name: output for name, output in outputs.items() if output.kind != "encoder"}
+        if self.training and targets is not None:
+            predictions |= self._assist(branches, memory, grid, targets)
+        decoded = {
+            name: output for name, output in outputs.items() if output.kind not in ("encoder", "positives")
+        }
         if decoded:
             if targets is None:
                 targets = _no_objects(encoded.sizes, memory.device)
@@ -177,37 +190,62 @@ class QueryDetector(nn.Module):
 
     def parameters_of(self, branches: Sequence[str] | None = None) -> Iterator[nn.Parameter]:
         """The parameters that take part in predicting these branches; None for all."""
-        names = self.outputs if branches is None else branches
-        kinds = {self.outputs[name].kind for name in names}
+        outputs = {name: self.outputs[name] for name in self.outputs if branches is None or name in branches}
+        kinds = {output.kind for output in outputs.values()}
         one_to_one = self.queries.one_to_one
         yield from self.backbone.parameters()
         yield from self.neck.parameters()
         if self.transformer.encoder is not None:
             yield from self.transformer.encoder.parameters()
+        if self.auxiliary is not None:
+            heads = self.auxiliary.branches if branches is None else branches
+            sources = [output.of for output in outputs.values() if output.kind == "positives"]
+            yield from self.auxiliary.parameters_of([*heads, *sources])
+        if not kinds:
+            return
         yield from self.heads.encoder_parameters()
         if kinds == {"encoder"}:
             yield from cast(ProposalQueries, one_to_one).token.parameters()
             return
         yield from self.transformer.decoder.parameters()
         yield from one_to_one.parameters()
-        yield from self.heads.parameters_of(self._layers([self.outputs[name] for name in names]))
+        yield from self.heads.parameters_of(self._layers(outputs.values()))
         if "denoising" in kinds and self.queries.denoising is not None:
             yield from self.queries.denoising.parameters()
         if "one_to_many" in kinds and self.queries.one_to_many is not None:
             yield from self.queries.one_to_many.parameters()
-        for name in names:
-            if name in self.probes:
-                yield from self.probes[name].parameters()
+        for name in outputs:
+            for further in (self.probes, self.queries.positives):
+                if name in further:
+                    yield from further[name].parameters()
+
+    def _assist(
+        self, branches: Sequence[str] | None, memory: Tensor, grid: TokenGrid, targets: Targets
+    ) -> dict[str, AnyPredictions]:
+        """What auxiliary heads say, and the decoder about the positives of each, in a pass of its own (spec 7)."""
+        decoded = {n: output for n, output in self._wanted(branches).items() if output.kind == "positives"}
+        heads = [] if self.auxiliary is None else self.auxiliary.branches
+        if branches is not None:
+            heads = [name for name in heads if name in branches]
+        if self.auxiliary is None or not (decoded or heads):
+            return {}
+        found = self.auxiliary(grid.maps_of(memory), targets)
+        predictions: dict[str, AnyPredictions] = {name: found[name] for name in heads}
+        for name, output in decoded.items():
+            made: AuxiliaryQueries = self.queries.positives[name](*boxes_of(found[output.of]), targets)
+            start = _Start(made.content, made.reference, made.position, {output.kind: slice(None)}, made=made)
+            predictions |= self._read({name: output}, start, *self._decode(start, memory, grid), targets)
+        return predictions
 
     @property
     def _is_two_stage(self) -> bool:
         return isinstance(self.queries.one_to_one, ProposalQueries)
 
     def _wanted(self, branches: Sequence[str] | None) -> dict[str, QueryPredictor]:
-        names = self.outputs if branches is None else branches
-        kinds = (
-            ("decoder", "encoder", "denoising", "one_to_many") if self.training else ("decoder", "encoder")
-        )
+        names = [name for name in self.outputs if branches is None or name in branches]
+        kinds = {"decoder", "encoder"}
+        if self.training:
+            kinds |= {"denoising", "one_to_many", "positives"}
         return {name: self.outputs[name] for name in names if self.outputs[name].kind in kinds}
 
     def _layers(self, outputs: Iterable[QueryPredictor]) -> list[int]:
@@ -297,7 +335,7 @@ class QueryDetector(nn.Module):
                 num_one_to_many=num_further,
                 device=reference.device,
             ),
-            noisy=noisy,
+            made=noisy,
         )
 
     def _decode(self, start: _Start, memory: Tensor, grid: TokenGrid) -> tuple[list[Tensor], list[Tensor]]:
@@ -354,9 +392,9 @@ class QueryDetector(nn.Module):
                 if self.heads.quality_heads is not None
                 else None,
             )
-            if output.kind == "denoising":
-                assert start.noisy is not None
-                pairs = start.noisy.pairs(targets, len(layers))
+            if output.kind in ("denoising", "positives"):
+                assert start.made is not None
+                pairs = start.made.pairs(targets, len(layers))
                 predictions[name] = replace(predictions[name], pairs=pairs)
             if self.training and name in self.probes:
                 correspondence = self.probes[name](predictions[name], targets)
@@ -422,7 +460,7 @@ class _Start:
         position: (B, Q, D); None where every layer makes its own from the reference.
         spans: the queries of each kind of output; "beside" those made elsewhere.
         visible: (Q, Q) bool, see `visibility`.
-        noisy: the denoising queries among them.
+        made: the queries among them that answer for given objects.
     """
 
     content: Tensor
@@ -430,7 +468,7 @@ class _Start:
     position: Tensor | None
     spans: Mapping[str, slice]
     visible: Tensor | None = None
-    noisy: NoisyQueries | None = None
+    made: NoisyQueries | AuxiliaryQueries | None = None
 
 
 def layers_of(output: QueryPredictor, num_layers: int) -> range:

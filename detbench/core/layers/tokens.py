@@ -50,6 +50,15 @@ class TokenGrid:
     positions: Tensor
     centers: Tensor
 
+    def maps_of(self, tokens: Tensor) -> list[Tensor]:
+        """(B, S, D) tokens to the feature maps they are, each (B, D, h, w)."""
+        num_images, _, hidden_dim = tokens.shape
+        by_level = torch.split(tokens, [h * w for h, w in self.level_sizes], 1)
+        return [
+            level.transpose(1, 2).reshape(num_images, hidden_dim, h, w)
+            for level, (h, w) in zip(by_level, self.level_sizes, strict=True)
+        ]
+
     def on_levels(self, reference: Tensor) -> Tensor:
         """(B, Q, 2 or 4) points or boxes of the unpadded image to (B, Q, L, 2 or 4) of each padded level."""
         if self.valid_ratios is None:

@@ -35,7 +35,7 @@ def select_after_nms(
         (B, num) indices of tokens, the best first.
     """
     best = scores.topk(num, 1).indices
-    place, level = _best_of_levels(scores, level_sizes, rule.per_level)
+    place, level = best_of_levels(scores, level_sizes, rule.per_level)
     num_images, num_candidates = place.shape
     # Meta tensors, with which costs are counted, have no values to suppress by; any choice costs the same.
     if num_candidates < num or scores.is_meta:
@@ -60,7 +60,7 @@ def select_after_nms(
     return torch.where(alive.sum(1, keepdim=True) >= num, chosen, best)
 
 
-def _best_of_levels(scores: Tensor, level_sizes: Sequence[int], most: int) -> tuple[Tensor, Tensor]:
+def best_of_levels(scores: Tensor, level_sizes: Sequence[int], most: int) -> tuple[Tensor, Tensor]:
     """(B, K) indices of each level's best tokens; (K,) their levels."""
     places, levels, start = [], [], 0
     for level, (size, of_level) in enumerate(

@@ -57,7 +57,7 @@ class ProposalQueries(nn.Module):
     def __init__(self, part: ProposalQueriesPart, hidden_dim: int) -> None:
         super().__init__()
         self.part, self.hidden_dim = part, hidden_dim
-        self.token = _linear_norm(hidden_dim)
+        self.token = linear_norm(hidden_dim, hidden_dim)
         self.box: nn.Sequential | None = None
         self.box_position: Mlp | None = None
         self.token_content: nn.Sequential | None = None
@@ -65,9 +65,9 @@ class ProposalQueries(nn.Module):
         if part.position == "reference":
             self.box_position = Mlp(2 * hidden_dim, hidden_dim, hidden_dim)
         if part.position == "proposal" or part.content in ("proposal", "proposal_and_token"):
-            self.box = _linear_norm(2 * hidden_dim)
+            self.box = linear_norm(2 * hidden_dim, 2 * hidden_dim)
         if part.content in ("token", "proposal_and_token"):
-            self.token_content = _linear_norm(hidden_dim)
+            self.token_content = linear_norm(hidden_dim, hidden_dim)
         xavier_(self)
         if part.content == "learned":
             self.content = self.learned_content(part.num)
@@ -129,5 +129,6 @@ class ProposalQueries(nn.Module):
         return out
 
 
-def _linear_norm(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
+def linear_norm(before: int, after: int) -> nn.Sequential:
+    """A linear layer with a LayerNorm behind it."""
+    return nn.Sequential(nn.Linear(before, after), nn.LayerNorm(after))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from detbench.core.teaching.mining import agreed
 if TYPE_CHECKING:
     from detbench.core.detectors.query import Encoded, QueryDetector
     from detbench.core.teaching.labels import Candidates
-    from detbench.core.types import QueryPredictions
+    from detbench.core.types import AnyPredictions, QueryPredictions
     from detbench.parts.teaching import Consistency
 
 
@@ -61,7 +61,7 @@ class ConsistencyModule(nn.Module):
         threshold: float,
         tested: str,
         branches: Sequence[str],
-    ) -> tuple[dict[str, QueryPredictions], Tensor]:
+    ) -> tuple[dict[str, AnyPredictions], Tensor]:
         """The student's predictions on the strong views, and the loss that is left to add (spec 8.3, 8.4).
 
         Args:
@@ -76,7 +76,9 @@ class ConsistencyModule(nn.Module):
         if self.part.mining is not None:
             with torch.no_grad():
                 found, _ = student.decode(views.strong, branches=[tested])
-            taking_part = taking_part | agreed(self.part.mining, found[tested], views.on_strong)
+            taking_part = taking_part | agreed(
+                self.part.mining, cast("QueryPredictions", found[tested]), views.on_strong
+            )
         weak, strong = views.on_weak.where(taking_part), views.on_strong.where(taking_part)
         content = self.contents(views.weak.levels, weak)
         with torch.no_grad():
