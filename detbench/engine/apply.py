@@ -28,7 +28,7 @@ from detbench.metrics.coco import DetectionTable
 from detbench.parts.data import Coco, CrowdHuman, source_in
 from detbench.parts.experiment import Experiment, read_experiment
 from detbench.results import read_result
-from detbench.store import WEIGHTS, Store
+from detbench.store import STUDENT, WEIGHTS, Store
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 """Endings of the files that a folder of images is searched for."""
@@ -95,11 +95,12 @@ def load(folder: Path, *, device: torch.device) -> Trained:
     if backbone.kind == "resnet":
         detector = dataclasses.replace(detector, backbone=dataclasses.replace(backbone, weights="none"))
     model = detector.build(branches=experiment.branches, num_classes=len(names))
+    weights = folder / (STUDENT if experiment.test.student else WEIGHTS)
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        model.load_state_dict(load_file(weights))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise StoreError(
-            f"{folder / WEIGHTS}: can't be used as the run's weights ({str(error).splitlines()[0]}); run it again"
+            f"{weights}: can't be used as the run's weights ({str(error).splitlines()[0]}); run it again"
         ) from None
     model = model.to(device).to(memory_format=torch.channels_last).eval()
     return Trained(f"{result.digest}/{result.seed}", experiment, model, names, device)

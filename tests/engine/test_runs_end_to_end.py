@@ -70,6 +70,8 @@ def test_every_row_that_can_run_does_at_smoke_scale(name, recipe, row, tmp_path,
     assert all(0 <= value <= 100 for value in result.metrics.values() if value is not None)
     losses = read_curve(cell.folder).steps[-1]["losses"]
     parts = {f"{branch}.{loss}" for branch, b in cell.experiment.branches.items() for loss in b.losses}
+    if cell.experiment.teacher is not None:
+        parts |= {f"pseudo.{part}" for part in parts}
     assert set(losses) == parts | {"total"}
     assert losses["total"] == pytest.approx(sum(losses[p] for p in parts), rel=1e-5)
 
