@@ -310,6 +310,10 @@ def test_few_labels_are_accepted_with_and_without_a_teacher(changes: dict[str, A
         ({**TAUGHT, "training": {"batch": 6}}, "teacher.group: 4 doesn't divide the batch of 6"),
         ({**TAUGHT, "training": {"accumulate": 2}}, "training.accumulate: must be 1 with a teacher, found 2"),
         ({**TAUGHT, "training": {"ema": 0.9}}, "training.ema: the teacher is the moving average"),
+        (
+            {**TAUGHT, "teacher.consistency": {}},
+            "teacher.consistency: counts in a first stage, and there is none",
+        ),
         ({"test.student": True}, "test.student: there is no student without a teacher"),
         ({"data": {"unlabelled": {"kind": "drawn"}}}, "data.unlabelled: nobody labels these images"),
         (

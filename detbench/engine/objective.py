@@ -65,6 +65,11 @@ class Objective(ABC, Generic[AnyBatch]):
         """Of these the one that the experiment tests."""
         return self.model
 
+    @property
+    def beside(self) -> tuple[nn.Module, ...]:
+        """What is optimised beside the model."""
+        return ()
+
     @abstractmethod
     def batches(self, steps_from: int) -> Generator[AnyBatch, None, None]:
         """The batches of all steps from one on, without end."""
@@ -96,10 +101,17 @@ class Objective(ABC, Generic[AnyBatch]):
         self, batch: Batch, targets: Targets | None = None, branches: Iterable[str] | None = None
     ) -> dict[str, Predictions]:
         """The model's predictions by branch; `targets` and `branches` as detectors take them."""
-        images = to_network(batch, self.experiment.data.pixels, self.device)
-        with autocast(self.device, self.experiment.training.precision):
-            outputs: dict[str, Predictions] = self.forward(images, batch.sizes, targets, branches)
+        with self.autocast():
+            outputs: dict[str, Predictions] = self.forward(self.images(batch), batch.sizes, targets, branches)
         return outputs
+
+    def images(self, batch: Batch) -> Tensor:
+        """The batch's images as the network takes them."""
+        return to_network(batch, self.experiment.data.pixels, self.device)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The experiment's precision."""
+        return autocast(self.device, self.experiment.training.precision)
 
 
 class Supervised(Objective[Batch]):

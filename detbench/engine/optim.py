@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -10,19 +11,25 @@ from torch import nn
 from detbench.parts.training import AdamW, Constant, Cosine, Drops, Schedule, Sgd
 
 
-def build_optimizer(optim: AdamW | Sgd, detector: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(optim: AdamW | Sgd, detector: nn.Module, *others: nn.Module) -> torch.optim.Optimizer:
     """An optimiser with a group for each rate and decay, the backbone's first.
 
     Each group carries `peak_lr`, which `set_lr` scales. Frozen parameters are left out.
+
+    Args:
+        optim: the rule and its rates.
+        detector: its parameters' names decide their rates.
+        others: what learns beside it.
     """
+    modules = (detector, *others)
     norms = {
         parameter
-        for module in detector.modules()
+        for module in itertools.chain.from_iterable(x.modules() for x in modules)
         if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.modules.batchnorm._BatchNorm)
         for parameter in module.parameters(recurse=False)
     }
     members: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in detector.named_parameters():
+    for name, parameter in itertools.chain.from_iterable(x.named_parameters() for x in modules):
         if parameter.requires_grad:
             decay = optim.weight_decay
             if isinstance(optim, AdamW) and not optim.decay_norms and parameter in norms:

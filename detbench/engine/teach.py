@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detbench.core.teaching.labels import Candidates, candidates_of, moved
+from detbench.core.detectors.query import QueryDetector
+from detbench.core.teaching.consistency import ConsistencyModule, Views
+from detbench.core.teaching.labels import candidates_of, moved
 from detbench.core.types import QueryPredictions
-from detbench.data.batch import Batch, TeachingBatch, to_network
+from detbench.data.batch import TeachingBatch
 from detbench.data.dataset import DetectionData
 from detbench.data.loader import teaching_batches
-from detbench.engine.objective import Objective, autocast, losses_of
+from detbench.engine.objective import Objective, losses_of
 from detbench.parts.teaching import Teacher
 from detbench.store import STUDENT, WEIGHTS
 
@@ -27,7 +29,25 @@ class Taught(Objective[TeachingBatch]):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.teacher = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
+        self.consistency: ConsistencyModule | None = None
+        if self.rule.consistency is not None:
+            self.consistency = ConsistencyModule(
+                self.rule.consistency,
+                channels=self.experiment.detector.neck.channels,
+                strides=self.student.strides,
+            ).to(self.device)
+
+    @property
+    def student(self) -> QueryDetector:
+        """The model that is optimised."""
+        assert isinstance(self.model, QueryDetector), "Experiment refuses a teacher of another detector"
+        return self.model
+
+    @property
+    def beside(self) -> tuple[nn.Module, ...]:
+        """What else is optimised."""
+        return () if self.consistency is None else (self.consistency,)
 
     @property
     def rule(self) -> Teacher:
@@ -77,32 +97,53 @@ class Taught(Objective[TeachingBatch]):
         targets = batch.labelled.targets.to(self.device)
         losses = losses_of(branches, self.predict(batch.labelled, targets), targets)
 
-        found = self.find(batch.weak)
-        pseudo = moved(found, batch.weak_to_strong.to(self.device), batch.strong.sizes)
-        pseudo_targets = pseudo.above(self.rule.labels.threshold)
+        views = self.look(batch)
+        pseudo = views.on_strong.above(self.rule.labels.threshold)
         learning = {name: branch for name, branch in branches.items() if name not in silent}
-        outputs = self.predict(batch.strong, pseudo_targets, tuple(learning))
-        for name, value in losses_of(learning, outputs, pseudo_targets).items():
+        with self.autocast():
+            if self.consistency is not None and self.experiment.first_stage_at(progress):
+                outputs, distance = self.consistency(
+                    self.student,
+                    self.teacher,
+                    views,
+                    threshold=self.rule.labels.threshold,
+                    tested=self.experiment.test.branch,
+                    branches=tuple(learning),
+                )
+                losses["pseudo.consistency"] = self.rule.weight * distance
+            else:
+                outputs, _ = self.student.decode(views.strong, pseudo, tuple(learning))
+        for name, value in losses_of(learning, outputs, pseudo).items():
             losses[f"pseudo.{name}"] = self.rule.weight * value
         return losses
 
-    @torch.no_grad()
-    def find(self, weak: Batch) -> Candidates:
-        """What the teacher makes out on weak views."""
-        name = self.experiment.test.branch
-        images = to_network(weak, self.experiment.data.pixels, self.device)
-        with autocast(self.device, self.experiment.training.precision):
-            predictions = self.teacher(images, weak.sizes, branches=(name,))[name]
-        assert isinstance(predictions, QueryPredictions), "Experiment refuses a teacher of another detector"
-        return candidates_of(self.rule.labels, predictions, weak.sizes)
+    def look(self, batch: TeachingBatch) -> Views:
+        """Both views of the unlabelled images, and what the teacher makes out on the weak ones."""
+        tested = self.experiment.test.branch
+        with self.autocast():
+            with torch.no_grad():
+                weak = self.teacher.encode(self.images(batch.weak), batch.weak.sizes)
+                predictions, _ = self.teacher.decode(weak, branches=(tested,))
+            strong = self.student.encode(self.images(batch.strong), batch.strong.sizes)
+        of_teacher = predictions[tested]
+        assert isinstance(of_teacher, QueryPredictions), "Experiment tests a decoder output alone"
+        found = candidates_of(self.rule.labels, of_teacher, batch.weak.sizes)
+        return Views(
+            weak, strong, found, moved(found, batch.weak_to_strong.to(self.device), batch.strong.sizes)
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """The teacher."""
-        return {"teacher": self.teacher.state_dict()}
+        """The teacher, and what else is optimised."""
+        return {
+            "teacher": self.teacher.state_dict(),
+            "beside": [module.state_dict() for module in self.beside],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores it from a state that holds it."""
+        """Restores both from a state that holds them."""
         self.teacher.load_state_dict(state["teacher"])
+        for module, own in zip(self.beside, state["beside"], strict=True):
+            module.load_state_dict(own)
 
 
 @torch.no_grad()

@@ -73,7 +73,7 @@ class Trainer:
         self.objective: Objective[Any] = kind(
             experiment, self.model, data=data, seed=seed, device=device, workers=workers
         )
-        self.optimizer = build_optimizer(experiment.optim, self.model)
+        self.optimizer = build_optimizer(experiment.optim, self.model, *self.objective.beside)
         self.average = _moving_average(self.model, training.ema)
         self.scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
         self.total = total_steps(

@@ -89,6 +89,8 @@ def _teacher(experiment: Experiment, teacher: Teacher) -> Iterator[str]:
         yield f"training.accumulate: must be 1 with a teacher, found {training.accumulate}"
     if training.ema is not None:
         yield "training.ema: the teacher is the moving average; expected none beside it"
+    if teacher.consistency is not None and experiment.first_stage is None:
+        yield "teacher.consistency: counts in a first stage, and there is none (first_stage)"
 
 
 def _first_stage(experiment: Experiment, first: FirstStage) -> Iterator[str]:

@@ -69,21 +69,25 @@ class Experiment:
     teacher: Teacher | None = None
     first_stage: FirstStage | None = None
 
+    def first_stage_at(self, progress: float) -> FirstStage | None:
+        """The first stage, if a training step belongs to it; `progress` as in `branches_at`."""
+        if self.first_stage is None or progress >= self.first_stage.until:
+            return None
+        return self.first_stage
+
     def branches_at(self, progress: float) -> dict[str, Branch]:
         """The branches that supervise a training step.
 
         Args:
             progress: steps done before it over all steps.
         """
-        if self.first_stage is None or progress >= self.first_stage.until:
-            return self.branches
-        return {**self.branches, **self.first_stage.branches}
+        first = self.first_stage_at(progress)
+        return self.branches if first is None else {**self.branches, **first.branches}
 
     def silent_at(self, progress: float) -> tuple[str, ...]:
         """The branches that learn nothing from pseudo labels in a training step; as `branches_at`."""
-        if self.first_stage is None or progress >= self.first_stage.until:
-            return ()
-        return self.first_stage.silent_on_pseudo
+        first = self.first_stage_at(progress)
+        return () if first is None else first.silent_on_pseudo
 
     def postprocess_at(self, progress: float) -> Postprocess:
         """What makes detections of predictions, at the end of the first stage the first stage's still.

@@ -87,7 +87,7 @@ class Consistency:
     roi_size: Count = 7
     finest_side: Positive = 56.0
     hidden_dim: Count = 1024
-    mining: CostMining | None = CostMining()
+    mining: CostMining | None = None
 
 
 @part

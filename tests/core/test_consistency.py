@@ -19,7 +19,7 @@ from detbench.parts.assigners import QueryHungarian
 from detbench.parts.backbones import SmallResNet
 from detbench.parts.branches import Branch, DecoderOutput
 from detbench.parts.detectors import ChannelMapper, ProposalQueries, Query, Transformer
-from detbench.parts.teaching import Consistency
+from detbench.parts.teaching import Consistency, CostMining
 
 SIZE = (64, 96)  # height, width of every image
 CHANNELS = 16
@@ -87,7 +87,7 @@ def test_a_single_box_is_normalised_by_those_seen_before():
 
 def module(**settings: Any) -> ConsistencyModule:
     torch.manual_seed(5)
-    part = Consistency(**{"hidden_dim": 32, "roi_size": 3, "mining": None, **settings})
+    part = Consistency(**{"hidden_dim": 32, "roi_size": 3, **settings})
     return ConsistencyModule(part, channels=CHANNELS, strides=(8, 16, 32))
 
 
@@ -195,8 +195,6 @@ def test_candidates_below_the_threshold_take_no_part_without_mining():
 def test_mined_candidates_take_part(monkeypatch: pytest.MonkeyPatch):
     student, teacher = detector().eval(), detector(1).eval()
     low = candidates([0.3, 0.2, 0.1], (2, 0, 1))
-    with_mining = Consistency(hidden_dim=32, roi_size=3)
-    assert with_mining.mining is not None
     seen: list[Candidates] = []
 
     def first_two(rule: Any, predictions: Any, found: Candidates) -> Tensor:
@@ -205,7 +203,7 @@ def test_mined_candidates_take_part(monkeypatch: pytest.MonkeyPatch):
         return found.scores >= 0.2
 
     monkeypatch.setattr("detbench.core.teaching.consistency.agreed", first_two)
-    _, mined = step(module(mining=with_mining.mining), student, teacher, found=low)
+    _, mined = step(module(mining=CostMining()), student, teacher, found=low)
     high = candidates([0.9, 0.9, 0.1], (2, 0, 1))
     _, expected = step(module(), student, teacher, found=high)
     assert seen == [low]
@@ -215,7 +213,7 @@ def test_mined_candidates_take_part(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("mining", [True, False])
 def test_images_without_candidates_cost_nothing(mining: bool):
     student, teacher = detector(), detector(1).eval()
-    consistency = module(**({"mining": Consistency().mining} if mining else {}))
+    consistency = module(mining=CostMining() if mining else None)
     predictions, loss = step(consistency, student, teacher, found=candidates([], (0, 0, 0)))
     assert loss.item() == 0
     plain = copy.deepcopy(student)
@@ -230,3 +228,17 @@ def test_the_students_own_predictions_are_those_without_consistency():
     predictions, _ = step(module(), student, teacher, found=found)
     expected = student(IMAGES, (SIZE,) * 3)["decoder"]
     assert torch.allclose(predictions["decoder"].pred_logits, expected.pred_logits, atol=1e-5)
+
+
+def test_mining_takes_no_gradient_away_under_mixed_precision():
+    unreached = []
+    for mining in (None, CostMining()):
+        student, teacher = detector(), detector(1).eval()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            predictions, loss = step(
+                module(mining=mining), student, teacher, found=candidates([0.9, 0.5, 0.7], (2, 0, 1))
+            )
+        found = predictions["decoder"]
+        (loss + found.pred_boxes.sum() + found.pred_logits.sum()).backward()
+        unreached.append({name for name, p in student.named_parameters() if p.grad is None})
+    assert unreached[1] == unreached[0]

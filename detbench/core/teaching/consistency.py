@@ -76,6 +76,8 @@ class ConsistencyModule(nn.Module):
         if self.part.mining is not None:
             with torch.no_grad():
                 found, _ = student.decode(views.strong, branches=[tested])
+            # Under autocast, older versions of torch keep copies of the weights, and these have no graph.
+            torch.clear_autocast_cache()
             taking_part = taking_part | agreed(
                 self.part.mining, cast("QueryPredictions", found[tested]), views.on_strong
             )
@@ -106,7 +108,7 @@ class ConsistencyModule(nn.Module):
             finest_side=self.part.finest_side,
         )
         content: Tensor = self.projector(features)
-        return content
+        return content.to(features.dtype)
 
     def _queries(self, content: Tensor, candidates: Candidates) -> BoxQueries:
         reference = candidates.targets.cxcywh.to(content)
