@@ -96,6 +96,8 @@ class Taught(Objective[TeachingBatch]):
         branches, silent = self.experiment.branches_at(progress), self.experiment.silent_at(progress)
         targets = batch.labelled.targets.to(self.device)
         losses = losses_of(branches, self.predict(batch.labelled, targets), targets)
+        if progress < self.rule.burn_in:
+            return losses
 
         views = self.look(batch)
         pseudo = views.on_strong.above(self.rule.labels.threshold)

@@ -103,6 +103,8 @@ class Teacher:
         views: what the student sees of an unlabelled image; the teacher sees it resized and flipped alone.
         labels: which detections of the teacher count.
         consistency: None for none.
+        burn_in: share of the schedule before anything is learnt from unlabelled images; no paper of Semi-DETR has
+            one, and none starts from random weights either (Unbiased Teacher has, arXiv:2102.09480).
     """
 
     momentum: Fraction = 0.999
@@ -112,6 +114,7 @@ class Teacher:
     views: StrongView = StrongView()
     labels: PseudoLabels = PseudoLabels()
     consistency: Consistency | None = None
+    burn_in: Fraction = 0.0
 
 
 @part

@@ -180,9 +180,9 @@ def test_pseudo_losses_are_those_of_the_teachers_boxes_times_the_weight(
     targets = batch.labelled.targets
     for name, value in teach.losses_of(branches, objective.predict(batch.labelled, targets), targets).items():
         torch.testing.assert_close(losses[name], value)
-    found = objective.find(batch.weak)
-    assert sum(found.counts) > 0
-    pseudo = teach.moved(found, batch.weak_to_strong, batch.strong.sizes).above(0.0)
+    views = objective.look(batch)
+    assert sum(views.on_weak.counts) > 0
+    pseudo = teach.moved(views.on_weak, batch.weak_to_strong, batch.strong.sizes).above(0.0)
     assert pseudo.pseudo
     again = teach.losses_of(branches, objective.predict(batch.strong, pseudo), pseudo)
     for name, value in again.items():
@@ -217,6 +217,15 @@ def test_the_first_stage_has_its_branches_its_silence_and_its_postprocess(
         assert "decoder.bbox" not in entry["losses"], "the first stage's decoder learns classes alone"
     for entry in steps[2:]:
         assert {"pseudo.denoising.cls", "decoder.bbox", "pseudo.decoder.bbox"} <= set(entry["losses"])
+
+
+def test_until_the_burn_in_is_over_labelled_images_are_learnt_alone(
+    recipe: str, tmp_path: Path, cache: Path
+) -> None:
+    cell = cell_of(recipe, "taught", tmp_path, "schedule.length=4", "teacher.burn_in=0.5")
+    do(cell, cache)
+    learnt = [any(name.startswith("pseudo.") for name in e["losses"]) for e in read_curve(cell.folder).steps]
+    assert learnt == [False, False, True, True]
 
 
 def test_each_evaluation_keeps_the_detections_of_its_stage(
