@@ -20,8 +20,8 @@ from detbench.metrics.matching import Floats, Ints
 
 Counts = NDArray[np.int32]
 
-_AT_A_TIME = 1_000_000
-"""Weights of detections worked on together: numbers that stay in the processor's cache."""
+_AT_A_TIME = 3_000_000
+"""Weights of detections worked on together: enough that NumPy's calls cost little, few enough for the caches."""
 
 
 def resampled_precisions(matches: CocoMatches, image_weights: Ints) -> dict[str, Floats]:
@@ -159,7 +159,9 @@ class _Area:
             best_ahead = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
             recall = found / np.maximum(positives[:, label : label + 1], 1)
             reached = np.searchsorted(RECALL_POINTS, recall, side="right")
-            yield (best_ahead * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(RECALL_POINTS)
+            newly = reached.copy()
+            newly[:, 1:] -= reached[:, :-1]
+            yield np.einsum("bh,bh->b", best_ahead, newly.astype(np.float64)) / len(RECALL_POINTS)
 
 
 def _sums(values: Counts) -> Counts:
