@@ -108,6 +108,7 @@ def convergence(collected: Collected, metric: str, *, over: str) -> Plot | None:
             low, high = [min(mark.values) for mark in marks], [max(mark.values) for mark in marks]
             axes.fill_between(x, low, high, color=style.color, alpha=0.16, linewidth=0)
             seeds(axes, x[-1], marks[-1].values, style.color)
+            note(axes, "Bands: lowest to highest seed; dots: seeds at the end")
     axes.set_xlim(left=0)
     legend(figure, axes)
     what = "epochs" if over == "epoch" else "training time"
@@ -339,6 +340,11 @@ def canvas(x: str, y: str) -> tuple[Figure, Axes]:
     axes.set_axisbelow(True)
     dress(axes)
     return figure, axes
+
+
+def note(axes: Axes, text: str) -> None:
+    """Writes above the axes how they are to be read."""
+    axes.set_title(text, fontsize=9, color=INK, loc="left")
 
 
 def seeds(axes: Axes, x: float, values: Sequence[float], color: str) -> None:

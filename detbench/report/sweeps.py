@@ -13,7 +13,6 @@ from detbench.report.columns import Column, column_of, number_text
 from detbench.report.gather import Collected, Entry
 from detbench.report.plots import (
     DASHES,
-    INK,
     MARKERS,
     MUTED,
     ORDER,
@@ -24,6 +23,7 @@ from detbench.report.plots import (
     dress,
     evaluated,
     legend,
+    note,
     seeds,
     styles,
 )
@@ -55,7 +55,8 @@ def draw(collected: Collected, metric: str) -> list[Plot]:
 def over_parameter(collected: Collected, param: str, metric: str) -> Plot | None:
     """A parameter's sweeps: measured on the left axis, reported on the right one, both of the same span.
 
-    The levels of the two axes differ, as their scales do; slopes may be compared.
+    A band is the mean plus and minus the standard deviation over seeds. The levels of the two axes differ, as their
+    scales do; slopes may be compared.
     """
     every = [sweep for sweep in collected.recipe.sweeps if sweep.param == param]
     measured = [sweep for sweep in every if any(collected.entry(p.label).values(metric) for p in sweep.point)]
@@ -70,9 +71,16 @@ def over_parameter(collected: Collected, param: str, metric: str) -> Plot | None
             for point in _ordered(sweep, place)
         ]
         dots = [(x, values) for x, values in dots if values]
-        means = [sum(values) / len(values) for _, values in dots]
+        places, estimates = [x for x, _ in dots], [mean_interval(values) for _, values in dots]
+        means = [estimate.mean for estimate in estimates]
         name = sweep.series or param
-        axes.plot([x for x, _ in dots], means, label=f"{name}, measured", **style.line(marker=True))
+        axes.plot(places, means, label=f"{name}, measured", **style.line(marker=True))
+        spreads = [estimate.sd for estimate in estimates if estimate.sd is not None]
+        if len(spreads) == len(means):
+            low = [mean - sd for mean, sd in zip(means, spreads, strict=True)]
+            high = [mean + sd for mean, sd in zip(means, spreads, strict=True)]
+            axes.fill_between(places, low, high, color=style.color, alpha=0.16, linewidth=0)
+            note(axes, "Bands: mean ± sd over seeds; dots: seeds")
         for x, values in dots:
             if len(values) > 1:
                 seeds(axes, x, values, style.color)
@@ -108,6 +116,7 @@ def over_training(collected: Collected, sweep: Sweep, metric: str) -> Plot | Non
         if len(entry.curves) > 1:
             for values in zip(*(mark.values for mark in marks), strict=True):
                 axes.plot(x, values, color=style.color, linewidth=0.5, alpha=0.6)
+            note(axes, "Thin lines: seeds")
         label = f"{sweep.param} = {value_text(value)}"
         axes.plot(x, [mark.mean for mark in marks], label=label, **style.line(marker=True))
     axes.set_xlim(left=0)
@@ -191,7 +200,7 @@ def heat_map(collected: Collected, grid: Grid, metric: str) -> Plot:
     bar.outline.set_visible(False)
     bar.ax.yaxis.label.set_color(MUTED)
     dress(bar.ax)
-    axes.set_title(_read_as(collected, grid, metric), fontsize=9, color=INK, loc="left")
+    note(axes, _read_as(collected, grid, metric))
     name = "-".join(["map", slug(grid.across), slug(grid.up), *(slug(f"{p}={v}") for p, v in grid.fixed)])
     return Plot(name, f"{metric} over {grid.across} and {grid.up}", figure)
 

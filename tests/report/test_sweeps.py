@@ -67,6 +67,21 @@ def test_a_sweep_shows_the_papers_curve_on_an_axis_of_the_same_span(collect):
     assert figure.axes[1].get_ylabel() == "AP reported"
 
 
+def test_a_sweep_has_a_band_of_mean_plus_and_minus_the_standard_deviation(collect):
+    collected = collect("date/table10", 3)
+    axes = sweeps.over_parameter(collected, "lambda_o2m", "AP").figure.axes[0]
+    edges = {
+        tuple(round(float(v), 6) for v in point) for point in axes.collections[0].get_paths()[0].vertices
+    }
+    for value in (0.5, 1, 2, 4):
+        numbers = collected.entry(f"DATE-F, lambda_o2o=1, lambda_o2m={value}").values("AP").values()
+        mean, sd = statistics.mean(numbers), statistics.stdev(numbers)
+        assert {(value, round(mean - sd, 6)), (value, round(mean + sd, 6))} <= edges
+    assert axes.get_title("left") == "Bands: mean ± sd over seeds; dots: seeds"
+    alone = sweeps.over_parameter(collect("date/table10", 1), "lambda_o2m", "AP").figure.axes[0]
+    assert (len(alone.collections), alone.get_title("left")) == (0, "")
+
+
 def test_a_sweep_over_names_has_a_tick_for_each(collect):
     figure = sweeps.over_parameter(collect("date/table5", 1), "o2m", "AP").figure
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["none", "retinanet", "fcos"]
@@ -108,6 +123,22 @@ def test_what_was_not_run_is_marked_on_the_map(ablated):
     assert written[2, 1] == ["not run"]
     assert written[2, 2] == ["not run"]
     assert "not run" not in str(_written(_the_map(ablated())))
+
+
+def test_of_three_parameters_there_is_a_map_of_two_for_each_value_of_the_third(collect, tmp_path):
+    ablation.make(
+        ["lambda_o2o", "lambda_o2m", "optim.lr"], values=["1,2", "1,2", "0.001,0.002,0.004"], recipe="date/table10",
+        row=None, folder=tmp_path,
+    )  # fmt: skip
+    (path,) = tmp_path.iterdir()
+    collected = collect(str(path), 2)
+    maps = [sweeps.heat_map(collected, grid, "AP") for grid in sweeps.grids(collected, "AP")]
+    assert len({plot.name for plot in maps}) == 3
+    heads = [plot.figure.axes[0].get_title("left").splitlines()[0] for plot in maps]
+    assert heads == [
+        f"AP, mean ± sd over 2 seeds, scale cpu, optim.lr = {lr}" for lr in ("0.001", "0.002", "0.004")
+    ]
+    assert all(len(_written(plot)) == 4 for plot in maps)
 
 
 def test_two_sweeps_that_share_a_row_and_parameters_side_by_side_make_no_map(ablated, collect):
