@@ -181,6 +181,7 @@ class Reference:
 
     Attributes:
         seconds_per_step: of training.
+        batch: images of such a step, all labelled.
         seconds_per_test: of one evaluation.
         memory_mb: peak resident memory of the worker.
         disk_mb: of a finished run's folder.
@@ -188,6 +189,7 @@ class Reference:
     """
 
     seconds_per_step: float
+    batch: int
     seconds_per_test: float
     memory_mb: float
     disk_mb: float

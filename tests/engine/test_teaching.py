@@ -287,6 +287,23 @@ def test_an_epoch_of_a_teachers_training_is_of_all_images(recipe: str, tmp_path:
     assert trainer_of(cell_of(recipe, "taught", tmp_path, *settings), cache).total == 2 * 6 / 2
 
 
+def test_a_plan_counts_what_unlabelled_images_cost(recipe: str, tmp_path: Path) -> None:
+    def seconds(row: str, *overrides: str) -> float:
+        store, settings = Store(tmp_path), ("training.evaluations=1", "schedule.length=1000", *overrides)
+        chosen = recipes.select([f"{recipe}/{row}"])
+        (cell,) = runs.plan(chosen, Context("cpu", None, settings), seeds=[0], store=store)
+        expected = runs.estimate(cell, chosen[0][0], store=store)
+        assert expected is not None
+        return expected.minutes * 60 - 16
+
+    four_labelled = seconds("supervised")
+    assert four_labelled == pytest.approx(140)
+    assert seconds("supervised", "training.batch=8") == pytest.approx(2 * four_labelled)
+    half = ("training.batch=8", "teacher.labelled_share=0.5")
+    assert seconds("taught", *half) == pytest.approx(2.36 * four_labelled)
+    assert seconds("taught", *half, "teacher.burn_in=1.0") == pytest.approx(four_labelled)
+
+
 def worker(cell: runs.Cell, cache: Path, *options: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "detbench.engine", str(cell.folder), "--cache", str(cache)]
     return subprocess.Popen(
