@@ -35,7 +35,8 @@ class Result:
         steps: optimiser steps taken.
         epochs: passes over the training images.
         seconds: "train" and "test", wall time without start-up.
-        data: "fingerprint", "name", "num_train", "num_val", "num_classes", "drawn" (bool).
+        data: "fingerprint", "name", "num_train", "num_val", "num_classes", "drawn" (bool), and with a teacher
+            "num_unlabelled".
         environment: versions, hardware, threads, device.
         commit: of detbench's clone; "" outside one. `environment["code"]` tells changed files too.
         weights_from: "" or the run ("digest/seed") whose training this test used.

@@ -146,7 +146,10 @@ def _cost(experiment: Experiment, detector: Detector) -> dict[str, float]:
 
 def _describe_data(experiment: Experiment, data: OpenData) -> dict[str, Any]:
     source = experiment.data.source
-    return {
+    unlabelled = {}
+    if experiment.teacher is not None and data.unlabelled is not None:
+        unlabelled["num_unlabelled"] = len(data.unlabelled)
+    return unlabelled | {
         "fingerprint": data.fingerprint,
         "name": f"drawn {source.preset}" if isinstance(source, Drawn) else data.root.name,
         "drawn": isinstance(source, Drawn),

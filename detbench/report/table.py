@@ -193,7 +193,10 @@ def _caption(collected: Collected) -> str:
     seeds = {len(entry.results) for entry in collected.entries if entry.results}
     steps = _range({result.steps for result in results})
     data = results[0].data
-    sizes = f"{data['num_train']:,} training, {data['num_val']:,} validation images"
+    training = f"{_range({result.data['num_train'] for result in results})} training"
+    if unlabelled := {n for result in results if (n := result.data.get("num_unlabelled", 0))}:
+        training += f", for teachers {_range(unlabelled)} unlabelled"
+    sizes = f"{training}, {data['num_val']:,} validation images"
     return (
         f"Scale {collected.scale}: {steps} steps on {collected.data_name} ({sizes}, {data['num_classes']} "
         f"classes), {_range(seeds)} {'seed' if seeds == {1} else 'seeds'} a row."

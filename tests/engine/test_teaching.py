@@ -61,7 +61,7 @@ set.test.student = true
 label = "Stages"
 use = "dino"
 set.data.labelled = { percent = 50.0 }
-set.teacher = { momentum = 0.9, group = 2, weight = 4.0, labels = { threshold = 0.0 } }
+set.teacher = { momentum = 0.9, group = 2, weight = 4.0, labels = { threshold = 0.0 }, consistency = { roi_size = 2, hidden_dim = 8, mining = {} } }
 
 [row.set.first_stage]
 until = 0.5
@@ -223,7 +223,7 @@ def test_until_the_burn_in_is_over_labelled_images_are_learnt_alone(
     recipe: str, tmp_path: Path, cache: Path
 ) -> None:
     cell = cell_of(recipe, "taught", tmp_path, "schedule.length=4", "teacher.burn_in=0.5")
-    do(cell, cache)
+    assert do(cell, cache).data["num_unlabelled"] == 3
     learnt = [any(name.startswith("pseudo.") for name in e["losses"]) for e in read_curve(cell.folder).steps]
     assert learnt == [False, False, True, True]
 
@@ -272,6 +272,7 @@ def test_without_a_teacher_unlabelled_images_are_seen_by_nobody(
     assert data.unlabelled is not None
     result = do(cell, cache)
     assert result.data["num_train"] == len(data.train) == 3
+    assert "num_unlabelled" not in result.data
     assert result.epochs == 6 * 2 / 3
     seen = {name for batch in _some_batches(trainer_of(cell, cache)) for name in batch.names}
     assert not seen & {data.train.annotations.file_name(i) for i in data.unlabelled.indices.tolist()}

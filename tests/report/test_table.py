@@ -56,6 +56,19 @@ def test_one_seed_has_a_mean_and_no_spread(collect):
     assert not any("standard deviation" in note for note in table.notes)
 
 
+def test_rows_of_few_labels_say_how_many_images_each_kind_has(collect):
+    collected = collect("date/table5", 1)
+    entries = collected.entries[:2]
+    for entry, few in zip(
+        entries, ({"num_train": 300}, {"num_train": 30, "num_unlabelled": 2970}), strict=True
+    ):
+        entry.results[0] = replace(entry.results[0], data=entry.results[0].data | few)
+    assert (
+        "(30 to 3,000 training, for teachers 2,970 unlabelled, 2,000 validation images"
+        in build(collected).caption
+    )
+
+
 def test_best_and_second_are_marked_in_every_column_and_ties_share_a_mark(collect):
     collected = collect("date/table5", 1)
     for entry, value in zip(collected.entries, (30.0, 41.04, 40.96, 35.5, 39.0, 38.0), strict=True):
