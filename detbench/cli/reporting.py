@@ -97,7 +97,7 @@ def report(
 
 
 def list_runs(runs: StoreOption = DEFAULT_RUNS, as_json: JsonOption = False) -> None:
-    """List the runs there are: finished, running, resumable, failed."""
+    """List the runs there are: finished, running, resumable, stopped early, failed."""
     from detbench import listing
 
     tree = listing.runs_tree(open_store(runs))
