@@ -112,7 +112,7 @@ class QueryDetector(nn.Module):
         Args:
             images: normalised; padding is at the bottom and right.
             sizes: height and width of each image without padding.
-            targets: the objects that denoising queries are made from and that probes look for.
+            targets: the objects that denoising queries are made from, probes look for and auxiliary heads answer for.
             branches: those wanted; None for all. What only others need isn't computed.
 
         Raises:

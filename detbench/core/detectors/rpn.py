@@ -76,7 +76,8 @@ def propose(part: RpnPredictor, predictions: DensePredictions, whwh: Tensor) -> 
     place, level = best_of_levels(scores, predictions.anchors.level_sizes, part.per_level)
     score = scores.gather(1, place)
     boxes = clip_boxes(take(predictions.pred_boxes, place), whwh[:, None])
-    group = torch.arange(len(boxes), device=level.device)[:, None] * (level.max() + 1) + level
+    num_levels = len(predictions.anchors.level_sizes)
+    group = torch.arange(len(boxes), device=level.device)[:, None] * num_levels + level
     kept = batched_nms(boxes.flatten(0, 1), score.flatten(), group.flatten(), part.iou_threshold)
     alive = torch.zeros_like(score, dtype=torch.bool).view(-1).index_fill_(0, kept, True).view_as(score)
     alive &= (boxes[..., 2:] > boxes[..., :2]).all(-1)

@@ -1,0 +1,81 @@
+"""Co-DETR's rows: what they share, what tells them apart, and what their detector weighs (spec 7)."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from detbench import recipes
+from detbench.engine.cost import costs_untrained
+from detbench.parts.experiment import Experiment
+from detbench.recipe_text import Scale
+from detbench.recipes import Context
+
+TABLE4 = "sized-l1/table4"
+HEADS = {"atss", "rpn", "rcnn"}
+POSITIVES = {"atss_positives", "rcnn_positives"}
+
+
+@cache
+def experiment(label: str, name: str = TABLE4, scale: Scale = "paper") -> Experiment:
+    recipe = recipes.load(name)
+    return recipes.resolve(recipe, recipe.rows[label], Context(scale=scale))
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
+@pytest.mark.parametrize(("name", "label"), [(TABLE4, "Co-DETR"), ("align-detr/table1", "Co-DETR, 12 ep")])
+def test_losses_of_auxiliary_heads_count_twice_for_each_decoder_layer(
+    name: str, label: str, scale: Scale
+) -> None:
+    of = experiment(label, name, scale)
+    factor = 2 * of.detector.transformer.decoder_layers
+    weights = {f"{b}.{n}": loss.weight for b in HEADS for n, loss in of.branches[b].losses.items()}
+    assert weights == {
+        "atss.cls": factor,
+        "atss.giou": 2 * factor,
+        "atss.centerness": factor,
+        "rpn.cls": factor,
+        "rpn.bbox": factor,
+        "rcnn.cls": factor,
+        "rcnn.giou": 10 * factor,
+    }
+
+
+def test_queries_of_positives_learn_as_the_main_head_does() -> None:
+    of = experiment("Co-DETR")
+    for name in POSITIVES:
+        for key, loss in of.branches[name].losses.items():
+            main = of.branches["decoder"].losses[key]
+            assert (loss.kind, loss.weight) == (main.kind, main.weight)
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
+def test_sized_l1_touches_the_main_head_alone(scale: Scale) -> None:
+    plain = experiment("Co-DETR", scale=scale)
+    changed = {
+        label: {key.split(".")[1] for key in recipes.changes(plain, experiment(label, scale=scale))}
+        for label in (
+            "Co-DETR + Sized L1 loss",
+            "Co-DETR + Sized L1 loss, not for queries of positives",
+        )
+    }
+    main = {"decoder", "encoder", "denoising"}
+    assert list(changed.values()) == [main | POSITIVES, main]
+
+
+def test_rows_with_and_without_suppression_share_their_training() -> None:
+    for label, other in (
+        ("Co-DETR", "Co-DETR without NMS"),
+        ("Co-DETR + Sized L1 loss", "Co-DETR + Sized L1 loss, without NMS"),
+    ):
+        assert experiment(label).training_digest("") == experiment(other).training_digest("")
+        assert experiment(label).digest("") != experiment(other).digest("")
+
+
+def test_the_tested_detector_is_dino_on_five_levels() -> None:
+    # DINO's paper gives its five-level ResNet-50 47 M parameters and 860 G; auxiliary heads are none of it.
+    costs = costs_untrained(experiment("Co-DETR"), num_classes=80)
+    assert costs.infer.parameters == pytest.approx(47e6, rel=0.02)
+    assert costs.infer.macs == pytest.approx(860e9, rel=0.05)
+    assert costs.train.parameters > 1.5 * costs.infer.parameters
