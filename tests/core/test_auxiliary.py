@@ -13,6 +13,7 @@ from torch import Tensor
 from detbench.core.boxes import xyxy_to_cxcywh
 from detbench.core.detectors.query import QueryDetector
 from detbench.core.layers.position import box_positions
+from detbench.core.layers.transformer import inverse_sigmoid
 from detbench.core.queries.positives import PositiveQueries, choose
 from detbench.core.supervise import supervise
 from detbench.core.types import (
@@ -330,31 +331,24 @@ def test_its_targets_are_those_of_the_head(head: str, position: str) -> None:
         queries.pairs.target_idx.view(2, -1).sort(1).values,
         source.pairs.target_idx.sort().values + 5 * torch.arange(2)[:, None],
     )
-    # Each starts at the anchor or region of its object.
     boxes = (
         source.regions if isinstance(source, RegionPredictions) else source.anchors.boxes.expand(3, -1, -1)
     )
-    starts = {
-        (
-            int(i),
-            int(m),
-            *(round(v, 2) for v in xyxy_to_cxcywh(boxes[i, q] / TARGETS.whwh[i]).clamp(0, 1).tolist()),
-        )
-        for i, q, m in zip(
-            source.pairs.image_idx, source.pairs.pred_idx, source.pairs.target_idx, strict=True
-        )
-    }
-    first = queries.pairs.image_idx < 3
+    starts = xyxy_to_cxcywh(boxes / TARGETS.whwh[:, None])[source.pairs.image_idx, source.pairs.pred_idx]
     assert queries.anchors is not None
-    for i, q, m in zip(
-        *(x[first] for x in (queries.pairs.image_idx, queries.pairs.pred_idx, queries.pairs.target_idx)),
-        strict=True,
-    ):
-        start = tuple(round(v, 2) for v in queries.anchors[i, q].clamp(0, 1).tolist())
-        assert any(
-            (int(i), int(m)) == s[:2] and all(abs(a - b) < 0.02 for a, b in zip(start, s[2:], strict=True))
-            for s in starts
-        )
+    pairs = of_first_layer(queries.pairs, num_images=3)
+    found = queries.anchors[pairs.image_idx, pairs.pred_idx]
+    for m in range(sum(COUNTS)):  # the same anchors or regions for each object, in any order
+        theirs = inverse_sigmoid(starts[source.pairs.target_idx == m], eps=1e-5).sigmoid()
+        ours = found[pairs.target_idx == m]
+        assert len(ours) == len(theirs)
+        assert not len(ours) or torch.cdist(ours, theirs).amin(1).max() < 1e-4
+        assert not len(ours) or torch.cdist(ours, theirs).amin(0).max() < 1e-4
+
+
+def of_first_layer(pairs: Matches, *, num_images: int) -> Matches:
+    first = pairs.image_idx < num_images
+    return Matches(pairs.image_idx[first], pairs.pred_idx[first], pairs.target_idx[first])
 
 
 def test_queries_of_one_head_see_neither_the_others_nor_the_detectors_own() -> None:
