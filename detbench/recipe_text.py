@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from detbench.parts.part import part
+from detbench.parts.part import Count, part
 
 Value = bool | int | float | str
 Scale = Literal["smoke", "cpu", "gpu", "paper"]
@@ -31,6 +31,7 @@ class Head:
         baseline: label of the row that differences are taken to.
         tolerance: how far a number measured at paper scale may be from the reported one, by metric, where it is not
             the usual (report/gate.py).
+        folds: by scale, over how many folds of labelled images a row is the mean; one where it says nothing.
         plots: what to draw: "convergence", "losses", "sizes", "loss:<branch>.<loss>", "alignment".
     """
 
@@ -46,6 +47,7 @@ class Head:
     needs: tuple[str, ...] = ()
     baseline: str = ""
     tolerance: dict[str, float] = Field(default_factory=dict)
+    folds: dict[Scale, Count] = Field(default_factory=dict)
     plots: tuple[str, ...] = ("convergence", "losses", "sizes")
 
 

@@ -180,6 +180,18 @@ def resolve(recipe: Recipe, row: Row, context: Context) -> Experiment:
     return _resolve(recipe, row, context, ())
 
 
+def folds_of(recipe: Recipe, experiment: Experiment, context: Context) -> list[Experiment]:
+    """The experiments that a row is the mean of: itself, or itself on each fold of labelled images.
+
+    A fold named on the command line is the only one.
+    """
+    labelled, count = experiment.data.labelled, recipe.head.folds.get(context.scale, 1)
+    if labelled is None or any(override.startswith("data.labelled.fold=") for override in context.overrides):
+        return [experiment]
+    folds = (replace(labelled, fold=fold) for fold in range(1, count + 1))
+    return [replace(experiment, data=replace(experiment.data, labelled=fold)) for fold in folds]
+
+
 def _resolve(recipe: Recipe, row: Row, context: Context, before: tuple[str, ...]) -> Experiment:
     """`resolve` for a row that the rows in `before` start from, one after the other."""
     where = f"{recipe.name}, row '{row.label}'"

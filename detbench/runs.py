@@ -12,7 +12,7 @@ from detbench.parts.data import Source
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import plain
 from detbench.recipe_text import Row
-from detbench.recipes import Context, Recipe, base_of, named_row, resolve
+from detbench.recipes import Context, Recipe, base_of, folds_of, named_row, resolve
 from detbench.results import REQUEST, read_curve, read_request
 from detbench.store import State, Store, state_of, write_request
 
@@ -110,6 +110,11 @@ def plan(
         raise RecipeError(f"{names}: none of the chosen rows can run; {why}")
     cells: dict[tuple[str, int], Cell] = {}
     fingerprints: dict[tuple[Source, Source | None], str] = {}  # of real data each looks at every image file
+    resolved = [
+        (recipe, row, fold)
+        for recipe, row, experiment in resolved
+        for fold in folds_of(recipe, experiment, context)
+    ]
     for seed in seeds:
         for recipe, row, asked_for in resolved:
             sources = _sources(asked_for)

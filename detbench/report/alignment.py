@@ -37,7 +37,9 @@ def of_run(folder: Path) -> Alignment:
 
 def histograms(collected: Collected) -> list[Plot]:
     """One figure for each experiment of a recipe that found anything, all its seeds together."""
-    found = {entry.digest: entry for entry in collected.entries if any(len(a.best) for a in entry.alignments)}
+    found = {
+        entry.digests: entry for entry in collected.entries if any(len(a.best) for a in entry.alignments)
+    }
     return [
         histogram(joined(entry.alignments), label=entry.row.label if len(found) > 1 else "")
         for entry in found.values()

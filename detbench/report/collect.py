@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,11 @@ from detbench.parts.data import Source
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import canonical, flatten, plain
 from detbench.recipe_text import Row
-from detbench.recipes import Context, Recipe, changes, load, resolve, select, slug
+from detbench.recipes import Context, Recipe, changes, folds_of, load, resolve, select, slug
+from detbench.report.folds import mean_curve, mean_result, mean_scores
 from detbench.report.gather import Collected, Entry
 from detbench.report.sampling import resampled_scores
-from detbench.results import RESULT, read_curve, read_request, read_result
+from detbench.results import RESULT, Result, read_curve, read_request, read_result
 from detbench.store import Store
 
 if TYPE_CHECKING:
@@ -74,7 +76,8 @@ def _left_out(
     tables: Iterable[Collected],
 ) -> Iterable[str]:
     """A line for each recipe with finished runs that none of its rows means any more, and each way they were run."""
-    shown = {entry.digest for table in tables for entry in (*table.entries, table.unlisted) if entry}
+    listed = (entry for table in tables for entry in (*table.entries, table.unlisted) if entry)
+    shown = {digest for entry in listed for digest in entry.digests}
     rows = {recipe.name: (recipe, {row.label for row in some}) for recipe, some in chosen}
     stray: dict[tuple[str, Context], dict[str, list[dict[str, Any]]]] = {}
     for request in requests:
@@ -187,18 +190,23 @@ def _table(
     def entry(row: Row) -> Entry:
         experiment = _experiment(recipe, row, context)
         data = None if experiment is None else fingerprint(experiment.data.source, experiment.data.unlabelled)
-        digest = None if experiment is None or data is None else experiment.digest(data)
-        results = store.finished(digest) if digest else []
-        folders = [store.folder(result.digest, result.seed) for result in results]
+        folds = [] if experiment is None or data is None else folds_of(recipe, experiment, context)
+        digests = tuple(fold.digest(data) for fold in folds if data is not None)
+        by_seed: dict[int, list[Result]] = {}
+        for result in (result for digest in digests for result in store.finished(digest)):
+            by_seed.setdefault(result.seed, []).append(result)
+        whole = [by_seed[seed] for seed in sorted(by_seed) if len(by_seed[seed]) == len(digests)]
+        folders = [[store.folder(run.digest, run.seed) for run in runs] for runs in whole]
         return Entry(
             row=row,
-            digest=digest,
+            digests=digests,
             needs=recipe.needs(row),
             changes=changes(under, experiment) if under and experiment else {},
-            results=results,
-            curves=[read_curve(folder) for folder in folders],
-            alignments=_alignments(folders) if "alignment" in recipe.head.plots else [],
-            stopped=store.stopped(digest) if digest else [],
+            results=[mean_result(runs) for runs in whole],
+            curves=[mean_curve([read_curve(folder) for folder in some]) for some in folders],
+            alignments=_alignments(chain(*folders)) if "alignment" in recipe.head.plots else [],
+            partial={seed: len(runs) for seed, runs in by_seed.items() if len(runs) < len(digests)},
+            stopped=[stop for digest in digests for stop in store.stopped(digest)],
         )
 
     entries = [entry(row) for row in recipe.rows.values() if row in rows]
@@ -214,8 +222,11 @@ def _over_images(store: Store, entry: Entry) -> Entry:
     """A row of one seed with its scores on resampled images; without them where data or detections are gone."""
     if len(entry.results) != 1:
         return entry
+    seed = entry.results[0].seed
     try:
-        return replace(entry, resampled=resampled_scores(store, entry.results[0]))
+        runs = [read_result(store.folder(digest, seed)) for digest in entry.digests]
+        folds = [resampled_scores(store, run) for run in runs]
+        return replace(entry, resampled=mean_scores(folds))
     except (DataError, StoreError) as error:
         print(f"no interval over images for '{entry.row.label}': {error}", file=sys.stderr)
         return entry

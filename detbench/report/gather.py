@@ -28,23 +28,25 @@ class Entry:
 
     Attributes:
         row: the recipe's row.
-        digest: of its experiment; None where it can't be resolved.
+        digests: of its experiment, one for each fold that it is the mean over; empty where it can't be resolved.
         needs: parts that don't exist yet, without which it can't run.
         changes: key to (the baseline row's value, this row's), at the scale and with the overrides in force.
-        results: finished runs, by seed.
+        results: finished runs, by seed; of several folds one result, when all are finished.
         curves: one for each result, in the same order.
         alignments: one for each result where the recipe asks for that plot.
+        partial: seeds of which some folds are finished and some are not, with how many are.
         stopped: why runs of the row were stopped early, by seed; they are no results.
         resampled: metric to the single run's scores on resampled images, in percent; empty with several seeds.
     """
 
     row: Row
-    digest: str | None
+    digests: tuple[str, ...]
     needs: tuple[str, ...]
     changes: dict[str, tuple[Any, Any]]
     results: list[Result]
     curves: list[Curve]
     alignments: list[Alignment] = field(default_factory=list)
+    partial: dict[int, int] = field(default_factory=dict)
     stopped: list[Stopped] = field(default_factory=list)
     resampled: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 

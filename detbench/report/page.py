@@ -179,7 +179,7 @@ def _overview(collections: Sequence[Collected], sections: Sequence[Section]) -> 
 
 
 def _before_any_run(recipe: Recipe) -> Collected:
-    entries = [Entry(row, None, recipe.needs(row), {}, [], []) for row in recipe.rows.values()]
+    entries = [Entry(row, (), recipe.needs(row), {}, [], []) for row in recipe.rows.values()]
     return Collected(recipe, "paper", "", (), entries)
 
 

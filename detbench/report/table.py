@@ -175,6 +175,10 @@ def _remark(entry: Entry, cells: Sequence[TableCell]) -> str:
         case "not run":
             remarks.append("not run")
     remarks += dict.fromkeys(stop.text for stop in entry.stopped)
+    remarks += [
+        f"seed {seed}: {count} of {len(entry.digests)} folds finished"
+        for seed, count in entry.partial.items()
+    ]
     if any(cell.difference and cell.difference.over == "images" for cell in cells):
         remarks.append("interval over images only")
     if entry.row.note:
@@ -199,8 +203,14 @@ def _caption(collected: Collected) -> str:
     sizes = f"{training}, {data['num_val']:,} validation images"
     return (
         f"Scale {collected.scale}: {steps} steps on {collected.data_name} ({sizes}, {data['num_classes']} "
-        f"classes), {_range(seeds)} {'seed' if seeds == {1} else 'seeds'} a row."
+        f"classes), {_range(seeds)} {'seed' if seeds == {1} else 'seeds'} a row{_folds(collected)}."
     )
+
+
+def _folds(collected: Collected) -> str:
+    """That seeds are means over folds, where they are."""
+    folds = {len(entry.digests) for entry in collected.entries if entry.results} - {1}
+    return f", each the mean over {_range(folds)} folds of labelled images" if folds else ""
 
 
 def _notes(collected: Collected, rows: Sequence[TableRow], columns: Sequence[Column]) -> Iterable[str]:

@@ -105,7 +105,7 @@ def collected(
     for index, row in enumerate(recipe.rows.values()):
         needs = recipe.needs(row)
         if row.quoted or needs:
-            entries.append(Entry(row, None, needs, {}, [], []))
+            entries.append(Entry(row, (), needs, {}, [], []))
             continue
         experiment = recipes.resolve(recipe, row, context)
         chosen = range(seeds) if isinstance(seeds, int) else seeds.get(row.label, ())
@@ -114,7 +114,7 @@ def collected(
         ]
         changes = {} if under is None else recipes.changes(under, experiment)
         digest = f"{index:016x}"
-        entries.append(Entry(row, digest, (), changes, [r for r, _ in runs], [c for _, c in runs]))
+        entries.append(Entry(row, (digest,), (), changes, [r for r, _ in runs], [c for _, c in runs]))
     return Collected(recipe, "cpu", "drawn shapes", overrides, entries)
 
 

@@ -163,6 +163,6 @@ def test_runs_of_different_machines_are_named(collect):
 def test_every_recipe_makes_a_table_before_anything_is_run():
     for name in recipes.names():
         recipe = recipes.load(name)
-        entries = [Entry(row, None, recipe.needs(row), {}, [], []) for row in recipe.rows.values()]
+        entries = [Entry(row, (), recipe.needs(row), {}, [], []) for row in recipe.rows.values()]
         table = build(Collected(recipe, "cpu", "", (), entries))
         assert [row.label for row in table.rows] == list(recipe.rows)
