@@ -61,7 +61,11 @@ set.test.student = true
 label = "Stages"
 use = "dino"
 set.data.labelled = { percent = 50.0 }
-set.teacher = { momentum = 0.9, group = 2, weight = 4.0, labels = { threshold = 0.0 }, consistency = { roi_size = 2, hidden_dim = 8, mining = {} } }
+set.teacher.momentum = 0.9
+set.teacher.group = 2
+set.teacher.weight = 4.0
+set.teacher.labels.threshold = 0.0
+set.teacher.consistency = { roi_size = 2, hidden_dim = 8, mining = {} }
 
 [row.set.first_stage]
 until = 0.5
