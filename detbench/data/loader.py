@@ -128,7 +128,7 @@ def teaching_batches(
     return _batches(prepare, plan, workers)
 
 
-def num_labelled(teacher: Teacher, *, seed: int, batch: int, step: int) -> int:
+def labelled_in_step(teacher: Teacher, *, seed: int, batch: int, step: int) -> int:
     """How many images of a step are labelled: in each group a binomial number, but neither none nor all."""
     rng = np.random.default_rng([_SHARE_STREAM, seed, step])
     drawn = rng.binomial(teacher.group, teacher.labelled_share, batch // teacher.group)
@@ -158,9 +158,9 @@ def _teaching_plan(
     steps_from: int,
 ) -> Iterator[tuple[_Plan, _Plan]]:
     known, unknown = _row(labelled, seed, _STREAM), _row(unlabelled, seed, _UNLABELLED_STREAM)
-    first = sum(num_labelled(teacher, seed=seed, batch=batch, step=step) for step in range(steps_from))
+    first = sum(labelled_in_step(teacher, seed=seed, batch=batch, step=step) for step in range(steps_from))
     for step in itertools.count(steps_from):
-        last = first + num_labelled(teacher, seed=seed, batch=batch, step=step)
+        last = first + labelled_in_step(teacher, seed=seed, batch=batch, step=step)
         others = range(step * batch - first, (step + 1) * batch - last)
         yield [known(position) for position in range(first, last)], [unknown(position) for position in others]
         first = last

@@ -14,7 +14,7 @@ from coco_files import annotation, image, several, tree, write_images, write_jso
 from detbench.data.dataset import open_data
 from detbench.data.fingerprint import fingerprint
 from detbench.data.labelled import draw_folds
-from detbench.data.loader import num_labelled, teaching_batches, train_batches
+from detbench.data.loader import labelled_in_step, teaching_batches, train_batches
 from detbench.errors import DataError
 from detbench.parts.data import Coco, Data, Drawn, FixedResize, Labelled
 from detbench.parts.teaching import Teacher
@@ -144,7 +144,7 @@ def test_the_fingerprint_is_of_both_sources(root: Any, tmp_path: Any) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
 def test_a_steps_share_is_binomial_but_neither_none_nor_all(share: float) -> None:
     teacher = Teacher(group=5, labelled_share=share)
-    counts = Counter(num_labelled(teacher, seed=3, batch=5, step=step) for step in range(4000))
+    counts = Counter(labelled_in_step(teacher, seed=3, batch=5, step=step) for step in range(4000))
     chance = [Binomial.at(k, 5, share) for k in range(6)]
     expected = {1: chance[0] + chance[1], 2: chance[2], 3: chance[3], 4: chance[4] + chance[5]}
     assert set(counts) <= set(expected)
@@ -160,7 +160,7 @@ class Binomial:
 
 def test_every_group_of_a_batch_has_both_kinds() -> None:
     teacher = Teacher(group=2, labelled_share=0.9)
-    assert {num_labelled(teacher, seed=0, batch=8, step=step) for step in range(50)} == {4}
+    assert {labelled_in_step(teacher, seed=0, batch=8, step=step) for step in range(50)} == {4}
 
 
 @pytest.fixture
