@@ -141,6 +141,8 @@ def test_rows_differ_in_what_their_names_say(scale: Scale) -> None:
     }
     for label, keys in differences.items():
         assert set(recipes.changes(choice("Semi-DETR"), choice(label))) == keys, label
+    without = set(recipes.changes(choice("without consistency"), choice("without pseudo labels")))
+    assert without == {"teacher.burn_in"}
     averaged = recipes.changes(choice("supervised only"), choice("supervised only, moving average"))
     assert set(averaged) == {"training.ema"}
     assert choice("its student").training_digest("") == choice("Semi-DETR").training_digest("")
