@@ -149,7 +149,7 @@ def plan_tree(cells: Sequence[Cell], chosen: Chosen, store: Store) -> dict[str, 
             expected = estimate(cell, load(cell.places[0][0]), store=store)
         entries.append(
             {
-                "rows": [f"{short(name)}: {label}" for name, label in cell.places],
+                "rows": [f"{short(name)}: {label}{cell.fold}" for name, label in cell.places],
                 "asked": cell.asked,
                 "starts_from": None if cell.experiment.init is None else cell.experiment.init.row,
                 "seed": cell.seed,

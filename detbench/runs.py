@@ -55,8 +55,14 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The row it is first asked for by."""
-        return self.places[0][1]
+        """The row it is first asked for by, and its fold of labelled images if it isn't the first."""
+        return self.places[0][1] + self.fold
+
+    @property
+    def fold(self) -> str:
+        """", fold 2" and so on; "" for the first fold and where all images are labelled."""
+        labelled = self.experiment.data.labelled
+        return f", fold {labelled.fold}" if labelled is not None and labelled.fold > 1 else ""
 
     @property
     def state(self) -> State:

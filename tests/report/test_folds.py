@@ -58,6 +58,7 @@ def test_a_row_is_planned_once_for_each_fold(recipe, store):
     folds = [c.experiment.data.labelled and c.experiment.data.labelled.fold for c in cells]
     assert folds == [None, 1, 2]
     assert len({cell.digest for cell in cells}) == 3
+    assert [cell.label for cell in cells][1:] == ["half of the labels", "half of the labels, fold 2"]
 
 
 def test_a_fold_named_on_the_command_line_is_the_only_one(recipe, store):
