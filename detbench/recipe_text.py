@@ -14,6 +14,16 @@ SCALES: tuple[Scale, ...] = ("smoke", "cpu", "gpu", "paper")
 
 
 @part
+class Folds:
+    """A number of folds for each scale."""
+
+    smoke: Count = 1
+    cpu: Count = 1
+    gpu: Count = 1
+    paper: Count = 1
+
+
+@part
 class Head:
     """The [recipe] table: what is reproduced.
 
@@ -31,7 +41,7 @@ class Head:
         baseline: label of the row that differences are taken to.
         tolerance: how far a number measured at paper scale may be from the reported one, by metric, where it is not
             the usual (report/gate.py).
-        folds: by scale, over how many folds of labelled images a row is the mean; one where it says nothing.
+        folds: over how many folds of labelled images a row is the mean.
         plots: what to draw: "convergence", "losses", "sizes", "loss:<branch>.<loss>", "alignment".
     """
 
@@ -47,7 +57,7 @@ class Head:
     needs: tuple[str, ...] = ()
     baseline: str = ""
     tolerance: dict[str, float] = Field(default_factory=dict)
-    folds: dict[Scale, Count] = Field(default_factory=dict)
+    folds: Folds = Folds()
     plots: tuple[str, ...] = ("convergence", "losses", "sizes")
 
 

@@ -185,7 +185,7 @@ def folds_of(recipe: Recipe, experiment: Experiment, context: Context) -> list[E
 
     A fold named on the command line is the only one.
     """
-    labelled, count = experiment.data.labelled, recipe.head.folds.get(context.scale, 1)
+    labelled, count = experiment.data.labelled, getattr(recipe.head.folds, context.scale)
     if labelled is None or any(override.startswith("data.labelled.fold=") for override in context.overrides):
         return [experiment]
     folds = (replace(labelled, fold=fold) for fold in range(1, count + 1))

@@ -60,7 +60,7 @@ class Cell:
 
     @property
     def fold(self) -> str:
-        """", fold 2" and so on; "" for the first fold and where all images are labelled."""
+        """The fold as it follows a label, such as ", fold 2"; "" for the first and where all images are labelled."""
         labelled = self.experiment.data.labelled
         return f", fold {labelled.fold}" if labelled is not None and labelled.fold > 1 else ""
 
