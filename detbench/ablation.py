@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -98,6 +99,8 @@ def make(
     """
     if not params:
         raise RecipeError("ablate: no parameter; give --param NAME, or --param key.path with --recipe")
+    if twice := [param for param in dict.fromkeys(params) if params.count(param) > 1]:
+        raise RecipeError(f"ablate: --param {twice[0]} is given twice; give all its values in one --values")
     if len(values) > len(params):
         raise RecipeError(f"ablate: {len(values)} lists of --values for {len(params)} --param")
     source = _source(params, recipe)
@@ -395,6 +398,10 @@ def _split(text: str, param: str) -> list[Any]:
     values = [
         value for piece in pieces if piece.strip() for value in _expanded(piece.strip(), f"ablate: {param}")
     ]
+    if not values:
+        raise RecipeError(f"ablate: {param}: no value in --values '{text}'; write them as 1,2,3")
+    if strange := [v for v in values if isinstance(v, float) and not math.isfinite(v)]:
+        raise RecipeError(f"ablate: {param}: {strange[0]} is no value to train with; give finite numbers")
     if None in values:
         raise RecipeError(
             f"ablate: {param}: 'unset' can't stand in a recipe, which an ablation is; give it as an override "

@@ -218,6 +218,22 @@ def test_a_row_of_another_parameter_chooses_no_series(tmp_path: Path, own: str) 
         made(tmp_path, "rate", recipe=own, row="plain")
 
 
+def test_values_that_nothing_can_be_trained_with_are_refused_once(tmp_path: Path) -> None:
+    for text, words in [
+        ("", "no value in --values ''"),
+        (",", "no value"),
+        ("1e-3,inf,nan", "inf is no value"),
+    ]:
+        with pytest.raises(RecipeError, match=words) as refused:
+            made(tmp_path, "optim.lr", values=(text,))
+        assert len(refused.value.problems) == 1
+
+
+def test_a_parameter_makes_no_grid_with_itself(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"--param optim\.lr is given twice"):
+        made(tmp_path, "optim.lr", "optim.lr", values=("1,2", "3,4"))
+
+
 # ------------------------------------------------------------------ ranges, and parameters side by side
 
 

@@ -33,7 +33,9 @@ def verify(
     if as_json:
         print_json(plain(found))
     else:
-        print(f"{found.run}: {found.numbers} numbers agree; all files are as they were when it finished")
+        print(
+            f"{found.run}: {found.numbers} numbers agree; all files but the log are as they were when it finished"
+        )
 
 
 def doctor(as_json: JsonOption = False) -> None:

@@ -124,9 +124,10 @@ def text(found: Difference | RecipeDifference) -> str:
         lines += ["ablated:", *_lines(found.ablated)]
     if found.besides:
         lines += ["besides:" if found.ablated else "differs:", *_lines(found.besides)]
+    others = len(found.besides)
     verdict = {
         True: "controlled: only what the rows themselves set differs",
-        False: f"not controlled: {len(found.besides)} other keys differ",
+        False: f"not controlled: {others} other key{' differs' if others == 1 else 's differ'}",
         None: "whether this is controlled can't be said: the recipe of a run is gone",
     }[found.controlled]
     return "\n".join([*(lines or ["nothing differs"]), verdict]) + "\n"

@@ -192,14 +192,20 @@ def page_svg(figure: Figure, *, prefix: str, title: str) -> str:
     text = svg(figure)
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
-    text = re.sub(r"(\.\d\d)\d+", r"\1", text)  # hundredths of a point are enough, and half the size
-    text = re.sub(r"#[0-9a-f]{6}\b", lambda hit: _variable(hit[0]), text)
+    # Within tags alone: what stands between them is to be read, such as the 0.001 of a tick.
+    text = re.sub(r"<[^>]+>", lambda tag: _page_tag(tag[0], prefix), text)
     width, height = (float(side) for side in re.findall(r'(?:width|height)="([\d.]+)pt"', text)[:2])
     head = (
         f'<svg role="img" aria-label="{title}" viewBox="0 0 {width:g} {height:g}" style="--width: {width:g}"'
     )
     return re.sub(r"<svg[^>]*", head, text, count=1)
+
+
+def _page_tag(tag: str, prefix: str) -> str:
+    """A tag of a drawing as the page has it."""
+    tag = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", tag)
+    tag = re.sub(r"(\.\d\d)\d+", r"\1", tag)  # hundredths of a point are enough, and half the size
+    return re.sub(r"#[0-9a-f]{6}\b", lambda hit: _variable(hit[0]), tag)
 
 
 def save(plot: Plot, folder: Path) -> list[Path]:

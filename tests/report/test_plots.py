@@ -1,5 +1,6 @@
 """Figures show the numbers that were measured, and nothing covers them."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -130,6 +131,15 @@ def test_colours_on_the_page_follow_the_reader(collect):
     assert "var(--series-0, #0072b2)" in text
     assert "var(--ink, #1f2328)" in text
     assert text.startswith("<svg")
+
+
+def test_numbers_and_colours_in_the_words_of_a_figure_stay_as_they_are_on_the_page(collect):
+    collected = collect("quickstart", 1)
+    entry = collected.entries[0]
+    collected.entries[0] = replace(entry, row=replace(entry.row, label="lr=0.0001, #0072b2"))
+    text = plots.page_svg(plots.sizes(collected).figure, prefix="p", title="t")
+    assert ">lr=0.0001, #0072b2</text>" in text
+    assert not re.findall(r"<(?!!)[^>]*\.\d{3}", text)
 
 
 def test_the_same_figure_is_the_same_file(collect):
