@@ -68,7 +68,7 @@ def hold(collections: Sequence[Collected], records: Path) -> Held:
         if collected.overrides:
             continue
         table = build(collected)
-        key = table.name, table.scale, table.data
+        key = ", ".join((table.name, table.scale, table.data))
         recorded = supported.get(key, [])
         reported.add(key)
         held.claims += sum(verdict.claim.text in recorded for verdict in table.verdicts)
@@ -77,7 +77,7 @@ def hold(collections: Sequence[Collected], records: Path) -> Held:
             compared = list(_compared(collected, table))
             held.numbers += len(compared)
             held.misses += [text for missed, text in compared if missed]
-    held.absent += [", ".join(key) for key, texts in supported.items() if texts and key not in reported]
+    held.absent += [key for key, texts in supported.items() if texts and key not in reported]
     return held
 
 
@@ -114,17 +114,17 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _supported(records: Path) -> dict[tuple[str, str, str], list[str]]:
-    """(table, scale, data) to the texts of its supported claims."""
+def _supported(records: Path) -> dict[str, list[str]]:
+    """Table, scale and data ("date/table5, cpu, drawn shapes") to the texts of its supported claims."""
     if not records.is_dir():
         raise StoreError(f"{records}: no such folder; give the one that holds the records, with --records")
-    found: dict[tuple[str, str, str], list[str]] = {}
+    found: dict[str, list[str]] = {}
     for path in sorted(records.rglob("*.json")):
         for table in _read(path):
-            if "verdicts" not in table:  # recorded before there were any
-                continue
             try:
-                key = table["name"], table["scale"], table["data"]
+                if "verdicts" not in table:  # recorded before there were any
+                    continue
+                key = ", ".join((table["name"], table["scale"], table["data"]))
                 texts = [v["claim"]["text"] for v in table["verdicts"] if v["ruling"] == "supported"]
             except (KeyError, TypeError):
                 raise StoreError(
@@ -137,6 +137,6 @@ def _supported(records: Path) -> dict[tuple[str, str, str], list[str]]:
 def _read(path: Path) -> list[Any]:
     try:
         tables = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # no JSON, or not even text
         raise StoreError(f"{path}: can't be read ({error})") from None
     return tables if isinstance(tables, list) else [tables]

@@ -104,12 +104,15 @@ def test_a_recipe_may_tolerate_more_or_less(tmp_path, collect):
 def test_records_that_are_missing_or_no_tables_are_refused(tmp_path):
     with pytest.raises(StoreError, match="no such folder; give the one that holds the records"):
         hold([], tmp_path / "nowhere")
-    (tmp_path / "odd.json").write_text('[{"verdicts": 1}]', encoding="utf-8")
-    with pytest.raises(StoreError, match=r"odd\.json: no table"):
-        hold([], tmp_path)
-    (tmp_path / "odd.json").write_text("[", encoding="utf-8")
-    with pytest.raises(StoreError, match=r"odd\.json: can't be read"):
-        hold([], tmp_path)
+    named_by_a_number = '[{"verdicts": [], "name": 3, "scale": "cpu", "data": "drawn shapes"}]'
+    for text in ('[{"verdicts": 1}]', "[3]", named_by_a_number):
+        (tmp_path / "odd.json").write_text(text, encoding="utf-8")
+        with pytest.raises(StoreError, match=r"odd\.json: no table"):
+            hold([], tmp_path)
+    for content in (b"[", b"\xff\xfe"):
+        (tmp_path / "odd.json").write_bytes(content)
+        with pytest.raises(StoreError, match=r"odd\.json: can't be read"):
+            hold([], tmp_path)
 
 
 def command(*words: str) -> list[str]:
