@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import pytest
+import torch
 
 from detbench import recipes
+from detbench.core.assign.query_hungarian import query_cost
+from detbench.core.supervise import supervise
+from detbench.core.types import Matches, QueryPredictions, Targets
 from detbench.engine.cost import costs_untrained
+from detbench.parts.assigners import QueryHungarian
 from detbench.parts.experiment import Experiment
 from detbench.recipe_text import Scale
 from detbench.recipes import Context
@@ -48,6 +54,25 @@ def test_queries_of_positives_learn_as_the_main_head_does() -> None:
         for key, loss in of.branches[name].losses.items():
             main = of.branches["decoder"].losses[key]
             assert (loss.kind, loss.weight) == (main.kind, main.weight)
+
+
+@pytest.mark.parametrize("name", ["decoder", "encoder", "denoising", "atss_positives", "rcnn_positives"])
+def test_an_object_of_four_pixels_overlaps_as_much_as_a_large_one(name: str) -> None:
+    branch = experiment("Co-DETR").branches[name]
+    targets = Targets.of([torch.tensor([0])], [torch.tensor([[398.0, 398.0, 402.0, 402.0]])], [(800, 800)])
+    first = torch.zeros(1, dtype=torch.int64)
+    predictions = QueryPredictions(
+        torch.zeros(1, 1, 1),
+        torch.tensor([[[402 / 800, 400 / 800, 4 / 800, 4 / 800]]]),
+        pairs=Matches(first, first, first),
+    )
+    # Half of each is in the other: 8 of 24 square pixels, and their hull is no larger.
+    losses = supervise(branch, predictions, targets)
+    assert losses["giou"].item() == pytest.approx(2 * (1 - 1 / 3), rel=1e-5)
+    assert losses["cls"].item() == pytest.approx((1 / 3 - 1 / 2) ** 2 * math.log(2), rel=1e-5)
+    if isinstance(branch.assigner, QueryHungarian):
+        cost = 2 * (0.75 - 0.25) * 0.25 * math.log(0.5) + 5 * 2 / 800 - 2 / 3
+        assert query_cost(branch.assigner, predictions, targets).item() == pytest.approx(cost, rel=1e-5)
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
