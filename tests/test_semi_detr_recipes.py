@@ -27,6 +27,7 @@ SETTINGS = {
     "detector.queries.num": 900,
     "detector.heads": "shared",
     "branches.denoising.predictor.num_queries": 100,
+    "detector.backbone.frozen_stages": 2,
     "branches.denoising.predictor.box_noise": 0.4,
     "branches.denoising.predictor.label_noise": 0.5,
     "branches.decoder.assigner.cost_bbox": 5.0,

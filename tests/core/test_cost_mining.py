@@ -78,12 +78,12 @@ def test_equal_costs_all_reach_the_threshold():
     assert cost_threshold(np.full(7, 0.3), variance_floor=FLOOR) == 0.3
 
 
-def test_costs_none_of_which_is_of_the_lower_component_have_a_threshold_below_all(
+def test_costs_none_of_which_is_of_the_lower_component_have_their_likeliest_as_threshold(
     monkeypatch: pytest.MonkeyPatch,
 ):
     fit = (np.array([1e-9, 1.0]), np.array([-9.0, 1.0]), np.ones(2))
     monkeypatch.setattr("detbench.core.teaching.mining.two_gaussians", lambda *_, **__: fit)
-    assert cost_threshold(np.array([0.0, 1.0, 2.0]), variance_floor=FLOOR) == -math.inf
+    assert cost_threshold(np.array([0.0, 1.0, 2.0]), variance_floor=FLOOR) == 1.0
 
 
 def test_the_mixture_ends_where_the_likelihood_stays():

@@ -121,15 +121,18 @@ class ConsistencyModule(nn.Module):
     def loss(self, student: Tensor, teacher: Tensor, counts: Sequence[int]) -> Tensor:
         """The weighed mean squared distance of normalised states, layers added up; 0 where no candidate takes part.
 
+        In the mean an image without candidates counts as one that agrees: the dummy of the released code (spec 8.4).
+
         Args:
             student: (layers, B, groups * K, D).
             teacher: the same of the teacher; gets no gradient.
             counts: candidates of each image; the slots behind them don't count.
         """
-        slots = torch.arange(max(counts), device=student.device).repeat(self.part.groups)
+        groups = self.part.groups
+        slots = torch.arange(max(counts), device=student.device).repeat(groups)
         taken = slots < torch.tensor(counts, device=student.device)[:, None]
         distance = (F.normalize(student, dim=-1) - F.normalize(teacher.detach(), dim=-1)).square().mean(-1)
-        mean_of_layers = distance[:, taken].sum(1) / taken.sum().clamp(min=1)
+        mean_of_layers = distance[:, taken].sum(1) / (groups * sum(max(count, 1) for count in counts))
         return self.part.weight * mean_of_layers.sum()
 
 

@@ -43,8 +43,8 @@ def agreed(rule: CostMining, predictions: QueryPredictions, candidates: Candidat
 def cost_threshold(costs: Floats, *, variance_floor: float) -> float:
     """The likeliest cost under a mixture of two Gaussians among those that are rather of the lower one.
 
-    The lower one is the one that started at the least cost. A single cost is its own threshold. None at all have 0,
-    and costs none of which is of the lower one have minus infinity.
+    The lower one is the one that started at the least cost; where no cost is of it, all count, as in the released
+    code. A single cost is its own threshold, and none at all have 0.
 
     Args:
         costs: (N,).
@@ -54,9 +54,9 @@ def cost_threshold(costs: Floats, *, variance_floor: float) -> float:
         return float(costs.sum())
     log_density = _log_densities(costs, *two_gaussians(costs, variance_floor=variance_floor))
     of_lower = log_density[:, 0] >= log_density[:, 1]
-    if not of_lower.any():
-        return -math.inf
-    return float(costs[of_lower][np.logaddexp(*log_density[of_lower].T).argmax()])
+    if of_lower.any():
+        costs, log_density = costs[of_lower], log_density[of_lower]
+    return float(costs[np.logaddexp(*log_density.T).argmax()])
 
 
 def two_gaussians(
