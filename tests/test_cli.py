@@ -287,7 +287,7 @@ def test_report_writes_page_tables_and_plots(done, tmp_path):
     assert list((tmp_path / "site" / "tables").iterdir())
 
 
-@pytest.mark.parametrize("form", ["terminal", "markdown", "csv", "json", "latex"])
+@pytest.mark.parametrize("form", ["terminal", "markdown", "csv", "json", "latex", "html"])
 def test_report_prints_every_form(done, form):
     outcome = detbench("report", "quickstart", "--runs", str(done), "--format", form)
     assert outcome.returncode == 0, outcome.stderr
