@@ -158,6 +158,13 @@ def test_table_3_takes_other_images_and_the_longer_schedule() -> None:
     assert (e.teacher.weight, e.teacher.labelled_share, e.teacher.group) == (2.0, 0.5, 5)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_rows_of_table_5_differ_in_length_and_change_at_every_scale(scale: Scale) -> None:
+    yes, no = (experiment("sized-l1/table5", f"120k, assignment change {c}", scale) for c in ("Yes", "No"))
+    assert set(recipes.changes(yes, no)) == {"first_stage.until"}
+    assert no.first_stage is not None and no.first_stage.until == 1.0
+
+
 def test_table_5_trains_longer_or_never_changes_the_assignment() -> None:
     for length, steps in (("120k", 120000), ("300k", 300000)):
         yes, no = (
