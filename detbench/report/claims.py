@@ -87,7 +87,9 @@ class Verdict:
 
 
 def judge(collected: Collected) -> tuple[Verdict, ...]:
-    """A verdict on each claim of a recipe."""
+    """A verdict on each claim about the rows that are reported, of all that the recipe makes."""
+    if collected.whole is not None:
+        return tuple(v for v in judge(collected.whole) if v.claim in collected.recipe.claims)
     found = [(claim, _contrasts(collected, claim)) for claim in collected.recipe.claims]
     tested = [number for number, (claim, contrasts) in enumerate(found) if _testable(claim, contrasts)]
     p_for = holm([_p_for(found[number][1]) for number in tested])

@@ -215,7 +215,9 @@ def _table(
     if sum(len(one.results) == 1 for one in (*entries, unlisted) if one is not None) > 1:
         entries = [_over_images(store, one) for one in entries]
         unlisted = None if unlisted is None else _over_images(store, unlisted)
-    return Collected(_only(recipe, rows), context.scale, name, context.overrides, entries, unlisted)
+    part = len(entries) < len(recipe.rows)
+    whole = _table(recipe, list(recipe.rows.values()), context, store, fingerprint) if part else None
+    return Collected(_only(recipe, rows), context.scale, name, context.overrides, entries, unlisted, whole)
 
 
 def _over_images(store: Store, entry: Entry) -> Entry:

@@ -79,6 +79,8 @@ class Collected:
         overrides: `key.path=value` laid over every row.
         entries: one for each row, in the paper's order.
         unlisted: the baseline, where only other rows are reported.
+        whole: the recipe with all its rows, where only some are reported: claims are judged in it, since nobody
+            should make one supported by asking for less.
     """
 
     recipe: Recipe
@@ -87,6 +89,7 @@ class Collected:
     overrides: tuple[str, ...]
     entries: list[Entry]
     unlisted: Entry | None = None
+    whole: Collected | None = None
 
     @property
     def name(self) -> str:

@@ -285,3 +285,17 @@ def test_a_tolerance_for_no_column_is_refused(tmp_path):
     )
     with pytest.raises(RecipeError, match="tolerance: AR is no metric of this table"):
         load(str(tmp_path / "own.toml"))
+
+
+def test_a_report_of_fewer_rows_does_not_make_a_claim_easier(collect):
+    values = {A: (30, 31, 32), B: (31, 32.5, 32.9), C: (34, 35.1, 36.2)}
+    claims = [claim("sign", C, A), claim("sign", B, A), claim("sign", B, C, sign="-")]
+    whole = with_values(collect, values, claims)
+    fewer = replace(
+        whole,
+        recipe=replace(whole.recipe, claims=(claims[0],)),
+        entries=[whole.entry(A), whole.entry(C)],
+        whole=whole,
+    )
+    assert judge(fewer) == judge(whole)[:1]
+    assert judge(replace(fewer, whole=None))[0].p_for < judge(fewer)[0].p_for

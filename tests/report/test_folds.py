@@ -84,6 +84,14 @@ def test_a_seed_is_reported_as_the_mean_of_its_folds(recipe, store):
     assert next(row for row in table.rows if row.label == "all labels").seeds == (0, 1)
 
 
+def test_a_part_of_a_table_knows_the_whole(recipe, store):
+    (part,) = collect(store, [f"{recipe}/half-of-the-labels"])
+    assert [entry.row.label for entry in part.entries] == ["half of the labels"]
+    assert part.whole is not None
+    assert [entry.row.label for entry in part.whole.entries] == ["all labels", "half of the labels"]
+    assert collect(store, [recipe])[0].whole is None
+
+
 def test_means_are_worked_out_by_hand(store, recipe):
     (collected,) = collect(store, [recipe])
     run = read_result(store.folder(collected.entry("half of the labels").digests[0], 0))
