@@ -97,7 +97,7 @@ def test_rivals_of_table_3_differ_from_dino_in_class_loss_cost_or_quality_alone(
 @pytest.mark.parametrize("param", TABLE5)
 def test_a_sweep_of_table_5_takes_the_papers_values_in_every_place(param: str, tmp_path: Path) -> None:
     swept = recipes.load(
-        str(ablation.make([param], values=[], recipe="align-detr/table5", row=None, folder=tmp_path))
+        str(ablation.make([param], values=[], recipe="align-detr/table5", row=None, folder=tmp_path).path)
     )
     assert [point.value for point in swept.sweeps[0].point] == list(TABLE5[param])
     places = {"alpha": "quality_alpha", "k": "copies", "tau": "tau"}
@@ -115,7 +115,7 @@ def test_a_sweep_of_table_5_takes_the_papers_values_in_every_place(param: str, t
 
 @pytest.mark.parametrize("param", ["k", "tau"])
 def test_k_and_tau_are_found_without_naming_a_recipe(param: str, tmp_path: Path) -> None:
-    file = ablation.make([param], values=[], recipe=None, row=None, folder=tmp_path)
+    file = ablation.make([param], values=[], recipe=None, row=None, folder=tmp_path).path
     assert "align-detr/table5" in file.read_text(encoding="utf-8")
 
 
@@ -127,7 +127,7 @@ def test_alpha_is_a_parameter_of_two_papers_and_the_message_says_how_to_choose(t
 
 
 def test_other_values_go_to_all_places_too(tmp_path: Path) -> None:
-    file = ablation.make(["tau"], values=["2.0"], recipe=None, row=None, folder=tmp_path)
+    file = ablation.make(["tau"], values=["2.0"], recipe=None, row=None, folder=tmp_path).path
     swept = recipes.load(str(file))
     (row,) = swept.rows.values()
     branches = recipes.resolve(swept, row, Context()).branches

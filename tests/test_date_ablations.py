@@ -18,7 +18,7 @@ PAPER = {
 
 
 def made(param: str, folder: Path) -> recipes.Recipe:
-    path = ablation.make([param], values=[], recipe=None, row=None, folder=folder)
+    path = ablation.make([param], values=[], recipe=None, row=None, folder=folder).path
     return recipes.load(str(path))
 
 

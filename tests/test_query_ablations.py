@@ -33,7 +33,9 @@ def at(experiment: Experiment, key: str) -> Any:
 @pytest.mark.parametrize("param", SWEPT)
 def test_ablate_finds_a_parameter_by_its_name_with_its_values(param: str, tmp_path: Path) -> None:
     source, key, values = SWEPT[param]
-    recipe = recipes.load(str(ablation.make([param], values=[], recipe=source, row=None, folder=tmp_path)))
+    recipe = recipes.load(
+        str(ablation.make([param], values=[], recipe=source, row=None, folder=tmp_path).path)
+    )
     (sweep,) = recipe.sweeps
     assert [point.value for point in sweep.point] == values
     for point in sweep.point:

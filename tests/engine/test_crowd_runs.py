@@ -82,7 +82,9 @@ def test_the_other_scales_draw_crowds_and_measure_them_alike(scale):
 
 
 def test_an_ablation_of_the_table_keeps_what_the_table_says_of_scales(tmp_path):
-    path = ablation.make(["optim.lr"], values=["0.001,0.002"], recipe=TABLE, row="OneNet", folder=tmp_path)
+    path = ablation.make(
+        ["optim.lr"], values=["0.001,0.002"], recipe=TABLE, row="OneNet", folder=tmp_path
+    ).path
     recipe = recipes.load(str(path))
     for row in recipe.runnable():
         experiment = recipes.resolve(recipe, row, Context("cpu"))
