@@ -65,7 +65,7 @@ def test_rows_that_are_one_run_have_one_figure_and_runs_that_found_nothing_none(
     nothing = Alignment(np.zeros(0), np.zeros(0), 25)
     entries = [
         replace(first, alignments=[alignment(0), alignment(1)]),
-        replace(second, digest=first.digest, alignments=[alignment(0), alignment(1)]),
+        replace(second, digests=first.digests, alignments=[alignment(0), alignment(1)]),
         replace(third, alignments=[nothing, nothing]),
     ]
     assert titles(plots.draw(replace(collected, entries=entries))) == [
