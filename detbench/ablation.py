@@ -11,12 +11,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from detbench.errors import RecipeError
 from detbench.overrides import Tree, parse_value
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import canonical, closest, digest_of, plain
 from detbench.recipe_text import SCALES, Row, Sweep
 from detbench.recipes import Context, Recipe, find_param, load, merge, names, resolve, slug
+from detbench.store import write_text
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def make(
     custom = "-" + slug("-".join(values)) if values else ""
     name = f"{slug(source.short_name)}-{slug('-'.join(params))}{'-zip' if zipped else ''}{custom}"
     path = folder / f"{name[:100]}-{digest_of(tree)[:8]}.toml"
-    _write(path, tree)
+    write_text(path, tomli_w.dumps(tree))
     return Ablation(path, source, tuple(under))
 
 
@@ -433,11 +436,3 @@ def _expanded(piece: str, where: str) -> list[Any]:
 def _text(value: Any) -> str:
     """A value in a label: whole numbers without a point, all digits of others."""
     return value if isinstance(value, str) else canonical(value)
-
-
-def _write(path: Path, tree: Tree) -> None:
-    import tomli_w
-
-    from detbench.store import write_text
-
-    write_text(path, tomli_w.dumps(tree))

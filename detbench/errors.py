@@ -6,6 +6,7 @@
   - StoreError       2   a run folder is missing, locked or not what it should be
   - RunFailed        1   a run started and could not end
     - NonFiniteLoss  1   a loss became NaN or infinite
+  - VerifyFailed     1   a finished run no longer says what it measured
   - BatchFailed      4   some runs of several failed, the others are done
   - GateFailed       3   a measured number misses what was promised
   - BudgetRefused    5   the work asked for is larger than the budget given

@@ -277,10 +277,8 @@ def _row_state(recipe: Recipe, row: Row) -> str:
 
 
 def _describe(recipe: Recipe, row: Row) -> str:
-    if row.quoted:
-        return "quoted"
-    missing = recipe.needs(row)
-    return f"needs: {', '.join(missing)}" if missing else "runs"
+    state = _row_state(recipe, row)
+    return f"needs: {', '.join(recipe.needs(row))}" if state == "needs parts" else state
 
 
 def _recipe_state(recipe: Recipe, rows: Sequence[Row]) -> str:

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "runs": {"errors", "parts", "recipe_text", "recipes", "results", "store"},
     "workers": {"errors", "results", "runs", "store"},
     "stopping": {"errors", "parts", "recipes", "results", "runs", "stats", "store", "workers"},
-    "ablation": {"errors", "parts", "overrides", "recipe_text", "recipes"},
+    "ablation": {"errors", "parts", "overrides", "recipe_text", "recipes", "store"},
     "stats": {"metrics"},
     "metrics": set(),
     "benching": {"errors", "parts", "recipe_text", "recipes"},

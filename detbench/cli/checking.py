@@ -23,12 +23,10 @@ def verify(
     from detbench.parts.part import plain
 
     found = check_run(open_store(runs).get(run))
-    error = (
-        VerifyFailed("\n".join(f"{found.run}: {line}" for line in found.problems)) if found.problems else None
-    )
-    if error is not None and as_json:
-        fail(error, plain(found))
-    if error is not None:
+    if found.problems:
+        error = VerifyFailed("\n".join(f"{found.run}: {line}" for line in found.problems))
+        if as_json:
+            fail(error, plain(found))
         raise error
     if as_json:
         print_json(plain(found))

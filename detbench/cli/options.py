@@ -66,14 +66,20 @@ def parse(
 ) -> tuple[list[tuple[Recipe, list[Row]]], Context]:
     """Positional arguments as recipes and overrides: what has a `=` before any `/` is an override."""
     from detbench.errors import RecipeError
-    from detbench.recipes import Context, select
+    from detbench.recipes import select
 
     overrides = [text for text in patterns if "=" in text.partition("/")[0]]
     names = [text for text in patterns if text not in overrides]
     if not names:
         raise RecipeError("name at least one recipe; `detbench ls` lists them")
-    context = Context(scale.value, None if data is None else str(data), tuple(overrides))
-    return select(names), context
+    return select(names), context_of(scale, data, overrides)
+
+
+def context_of(scale: Scale, data: Path | None, overrides: Sequence[str] | None) -> Context:
+    """What is laid over every row of a command."""
+    from detbench.recipes import Context
+
+    return Context(scale.value, None if data is None else str(data), tuple(overrides or ()))
 
 
 def open_store(root: Path) -> Store:

@@ -18,6 +18,7 @@ from detbench.cli.options import (
     Scale,
     ScaleOption,
     StoreOption,
+    context_of,
     open_store,
 )
 from detbench.errors import GateFailed
@@ -123,11 +124,9 @@ def diff(
 ) -> None:
     """List every key in which two rows, runs or recipes differ, and say whether the comparison is controlled."""
     from detbench.parts.part import plain
-    from detbench.recipes import Context
     from detbench.report import diff as differences
 
-    context = Context(scale.value, None if data is None else str(data), tuple(overrides or ()))
-    found = differences.diff(a, b, open_store(runs), context)
+    found = differences.diff(a, b, open_store(runs), context_of(scale, data, overrides))
     if as_json:
         print_json(plain(found))
     else:

@@ -27,6 +27,7 @@ from detbench.cli.options import (
     StoreOption,
     ThreadsOption,
     WorkersOption,
+    context_of,
     open_store,
     parse,
 )
@@ -122,12 +123,12 @@ def ablate(
 ) -> None:
     """Run one parameter over several values, and print the table and its sweep."""
     from detbench import ablation, listing, stopping
-    from detbench.recipes import Context, select
+    from detbench.recipes import select
 
     if stop_margin is not None and not stop_early:
         raise RecipeError("ablate: --stop-margin says when --stop-early stops; give both")
     store = open_store(runs)
-    context = Context(scale.value, None if data is None else str(data), tuple(overrides or ()))
+    context = context_of(scale, data, overrides)
     made = ablation.make(
         param or [],
         values=values or [],

@@ -60,7 +60,7 @@ def box_giou(a: Tensor, b: Tensor, *, eps: float) -> Tensor:
 
 
 def query_iou(a: Tensor, b: Tensor, *, eps: float) -> Tensor:
-    """(..., ) IoU of normalised (..., 4) xyxy boxes with `eps` added to the union (spec, "Two IoU conventions")."""
+    """(...) IoU of normalised (..., 4) xyxy boxes with `eps` added to the union (spec, "Two IoU conventions")."""
     intersection, union = _intersection_and_union(a, b)
     return intersection / (union + eps)
 

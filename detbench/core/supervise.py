@@ -238,9 +238,8 @@ class QuerySupervision(Supervision):
 
 def supervise(branch: Branch, predictions: AnyPredictions, targets: Targets) -> dict[str, Tensor]:
     """The branch's losses by name, weighed and normalised; their sum is what the branch adds to training."""
-    assign: Callable[[Any, Targets], Matches] = (
-        branch.assigner
-    )  # Experiment saw to it that it fits the predictor
+    # Experiment saw to it that it fits the predictor.
+    assign: Callable[[Any, Targets], Matches] = branch.assigner
     supervision: Supervision
     if isinstance(predictions, QueryPredictions):
         targets = targets.repeat(predictions.num_layers)

@@ -68,7 +68,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds of one training step: the median of many, and the quartles around it."""
+    """Milliseconds of one training step: the median of many, and the quartiles around it."""
 
     median: float
     low: float

@@ -8,7 +8,16 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypeVar, Union, dataclass_transform, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -138,12 +147,6 @@ def _kind(cls: type) -> str:
     return cls.__name__
 
 
-def _hints(cls: type) -> dict[str, Any]:
-    from typing import get_type_hints
-
-    return get_type_hints(cls, include_extras=True)
-
-
 def _names(hint: Any, tree: Any) -> list[str]:
     members = _members(hint)
     if isinstance(tree, Mapping) and "kind" in tree and len(members) > 1:
@@ -175,7 +178,7 @@ def _walk(
         if isinstance(tree, Mapping) and "kind" in tree and len(members) > 1:
             members = [m for m in members if _kind(m) == tree["kind"]]
         for member in members:
-            hints = _hints(member)
+            hints = get_type_hints(member, include_extras=True)
             if head in hints:
                 yield from _walk(hints[str(head)], child, rest)
 

@@ -170,11 +170,11 @@ def _run(folder: Path) -> Side:
     record |= {f"environment.{key}": value for key, value in result.environment.items()}
     context = Context(request["scale"], request["data"], tuple(request["overrides"]))
     try:
-        rows = [(name, label, load(name).rows[label]) for name, label in request["places"]]
+        rows = [load(name).rows[label] for name, label in request["places"]]
     except (RecipeError, KeyError):
         ablated = None
     else:
-        ablated = frozenset(key for _, _, row in rows for key in _row_keys(row, context))
+        ablated = frozenset(key for row in rows for key in _row_keys(row, context))
     experiment = read_experiment(result.experiment, where=str(folder))
     return Side(f"{result.digest}/{result.seed}", experiment, ablated, record)
 

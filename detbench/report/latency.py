@@ -17,8 +17,10 @@ def plots(entries: Sequence[dict[str, Any]], names: Mapping[str, str]) -> list[P
         entries: as `benching.matching_tree` makes them.
         names: of the methods, for people.
     """
-    groups = dict.fromkeys((e["device"], e["batch"], e["layers"], e["objects"]) for e in entries)
-    return [_plot([e for e in entries if _group(e) == group], names) for group in groups]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for entry in entries:
+        groups.setdefault(_group(entry), []).append(entry)
+    return [_plot(group, names) for group in groups.values()]
 
 
 def _group(entry: Mapping[str, Any]) -> tuple[Any, ...]:

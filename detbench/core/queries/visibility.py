@@ -26,9 +26,8 @@ def visibility(
     if sum(groups) + num_one_to_many == 0:
         return None
     one_to_one = len(groups)
-    members = [*groups, num_one_to_one, num_one_to_many]
-    group_of = [group for group, size in enumerate(members) for _ in range(size)]
     with torch.inference_mode(False):  # a training step saves it for its backward
-        group = torch.tensor(group_of, device=device)
+        members = torch.tensor([*groups, num_one_to_one, num_one_to_many])
+        group = torch.arange(len(members)).repeat_interleave(members).to(device)
         rows, columns = group.unsqueeze(1), group.unsqueeze(0)
         return (rows == columns) | ((rows < one_to_one) & (columns == one_to_one))
