@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from detbench.core.boxes import box_iou, clip_boxes, cxcywh_to_xyxy
+from detbench.core.selection import best_of_levels, take
 from detbench.core.types import Anchors, DensePredictions, Detections, Predictions, QueryPredictions
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ def detect_top_k(rule: TopK, predictions: Predictions, sizes: Sequence[tuple[int
     scores = found.scores.masked_fill(~found.kept, -1.0)
     best, order = scores.topk(min(rule.keep, scores.shape[1]))
     counts = (best >= 0).sum(1).tolist()
-    boxes = found.boxes.gather(1, order[..., None].expand(-1, -1, 4))
-    labels = found.labels.gather(1, order)
+    boxes, labels = take(found.boxes, order), found.labels.gather(1, order)
     return [Detections(boxes[i, :n], best[i, :n], labels[i, :n]) for i, n in enumerate(counts)]
 
 
@@ -84,8 +84,7 @@ def detect_soft_nms(
         scores[image, best] = -1.0
     final, place = torch.stack(taken, 1), torch.stack(order, 1)
     counts = (final > rule.score_threshold).sum(1).tolist()
-    boxes = boxes.gather(1, place[..., None].expand(-1, -1, 4))
-    labels = labels.gather(1, place)
+    boxes, labels = take(boxes, place), labels.gather(1, place)
     return [Detections(boxes[i, :n], final[i, :n], labels[i, :n]) for i, n in enumerate(counts)]
 
 
@@ -105,21 +104,16 @@ def candidates(
     whwh = torch.tensor([(w, h, w, h) for h, w in sizes], device=predictions.pred_boxes.device)[:, None]
     if isinstance(predictions, QueryPredictions):
         predictions = _as_one_level(predictions.last, whwh)
-    num_classes = predictions.pred_logits.shape[-1]
-    logits, places, start = [], [], 0
-    for level in torch.split(predictions.pred_logits, list(predictions.anchors.level_sizes), 1):
-        pairs = level.flatten(1)
-        best, place = pairs.topk(min(rule.per_level or pairs.shape[1], pairs.shape[1]))
-        logits.append(best)
-        places.append(place + start)
-        start += pairs.shape[1]
-    prob, place = torch.cat(logits, 1).sigmoid(), torch.cat(places, 1)
+    num_classes, logits = predictions.pred_logits.shape[-1], predictions.pred_logits.flatten(1)
+    pairs_of_levels = [size * num_classes for size in predictions.anchors.level_sizes]
+    place, _ = best_of_levels(logits, pairs_of_levels, rule.per_level)
+    prob = logits.gather(1, place).sigmoid()
     pred_idx, labels = place.div(num_classes, rounding_mode="floor"), place % num_classes
 
     scores = prob
     if predictions.pred_centerness is not None:
         scores = prob * predictions.pred_centerness.gather(1, pred_idx).sigmoid()
-    boxes = predictions.pred_boxes.gather(1, pred_idx[..., None].expand(-1, -1, 4))
+    boxes = take(predictions.pred_boxes, pred_idx)
     if rule.clip:
         boxes = clip_boxes(boxes, whwh)
     return Candidates(boxes, scores, labels, prob > rule.score_threshold)

@@ -104,6 +104,11 @@ class Targets:
             sizes=self.sizes[:num_images],
         )
 
+    def by_image(self, x: Tensor, *, fill: float) -> Tensor:
+        """(M, D) values of the objects to (B, N, D): N those of the image with most, `fill` where one has fewer."""
+        pages = x.new_full((len(self.counts), max(self.counts), x.shape[1]), fill)
+        return pages.index_put((self.image_idx, self.rank), x)
+
     def of_one_class(self) -> Targets:
         """The same objects, all of class 0: a first stage that only tells objects from background."""
         return dataclasses.replace(self, labels=torch.zeros_like(self.labels))
@@ -193,6 +198,29 @@ class Matches:
     ignored: Tensor | None = None
     weights: Tensor | None = None
     copies: int = 1
+
+    @staticmethod
+    def of_owner(owner: Tensor, ignored: Tensor | None = None) -> Matches:
+        """At most one object for each prediction: (B, Q) index of it, -1 for none."""
+        image_idx, pred_idx = (owner >= 0).nonzero(as_tuple=True)
+        return Matches(image_idx, pred_idx, owner[image_idx, pred_idx], ignored)
+
+    def repeat(self, times: int, targets: Targets) -> Matches:
+        """The same pairs in every layer of a decoder, as `Targets.repeat` lays the objects out.
+
+        Args:
+            times: layers.
+            targets: the batch's objects, without repetition.
+        """
+        layer = torch.arange(times, device=self.image_idx.device)[:, None]
+        return dataclasses.replace(
+            self,
+            image_idx=(layer * len(targets.counts) + self.image_idx).flatten(),
+            pred_idx=self.pred_idx.repeat(times),
+            target_idx=(layer * len(targets.labels) + self.target_idx).flatten(),
+            ignored=None if self.ignored is None else self.ignored.repeat(times, 1),
+            weights=None if self.weights is None else self.weights.repeat(times),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -383,7 +383,7 @@ def test_fcos_written_as_loops(seed: int, radius: float | None) -> None:
 
 def test_fcos_prefers_the_first_of_equally_large_objects() -> None:
     candidates = torch.tensor([[True, True, False], [True, False, True], [True, True, True]])
-    owner = smallest_owner(candidates, torch.tensor([4.0, 2.0, 2.0]), torch.tensor([0, 0, 0]), 1)
+    (owner,) = smallest_owner(candidates, torch.tensor([4.0, 2.0, 2.0]), torch.tensor([0, 0, 0]), 1)
     assert owner.tolist() == [1, 2, 1]
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from detbench.core.layers.position import box_positions
 from detbench.core.layers.tokens import Layout, TokenGrid, lay_out
-from detbench.core.queries.proposals import ProposalQueries, anchor_logits, proposal_scores, take
+from detbench.core.queries.proposals import ProposalQueries, anchor_logits, proposal_scores
+from detbench.core.selection import take
 from detbench.parts.detectors import ProposalQueries as Part
 
 LEVELS = ((16, 12), (8, 6), (4, 3))

@@ -21,7 +21,8 @@ from query_scenes import (
 )
 from scipy.optimize import linear_sum_assignment
 
-from detbench.core.assign.query_hungarian import query_cost, solve_with_copies
+from detbench.core.assign.hungarian import solve
+from detbench.core.assign.query_hungarian import query_cost
 from detbench.core.types import Matches, QueryPredictions, Targets
 from detbench.parts.assigners import Known, QueryAssigner, QueryHungarian, QueryIou, Rank
 
@@ -258,7 +259,7 @@ def test_with_copies_the_total_cost_is_the_least_of_all_permutations() -> None:
     cost = torch.rand(2, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     ways = itertools.permutations(range(6), 4)  # the queries of both objects, then those of their copies
     best = min(sum(cost[n % 2, q].item() for n, q in enumerate(way)) for way in ways)
-    matches = solve_with_copies(cost, (2,), copies=2)
+    matches = solve(cost, (2,), copies=2)
     assert cost[matches.target_idx, matches.pred_idx].sum().item() == pytest.approx(best)
     assert sorted(matches.target_idx.tolist()) == [0, 0, 1, 1]
     assert len(set(matches.pred_idx.tolist())) == 4
@@ -269,13 +270,13 @@ def test_more_objects_than_queries_leave_the_dearest_objects_out() -> None:
     best = min(
         itertools.permutations(range(5), 3), key=lambda way: sum(cost[n, q].item() for q, n in enumerate(way))
     )
-    matches = solve_with_copies(cost, (5,))
+    matches = solve(cost, (5,))
     assert matches.target_idx[matches.pred_idx.argsort()].tolist() == list(best)
 
 
 def test_more_copies_than_queries_give_every_query_an_object() -> None:
     cost = torch.rand(4, 6, generator=torch.Generator().manual_seed(6))
-    matches = solve_with_copies(cost, (1, 3), copies=4)
+    matches = solve(cost, (1, 3), copies=4)
     assert matches.image_idx.tolist() == [0] * 4 + [1] * 6
     assert sorted(matches.pred_idx[4:].tolist()) == list(range(6))
 
@@ -293,13 +294,13 @@ def test_more_copies_than_queries_give_every_query_an_object() -> None:
 )
 def test_copies_are_reduced_until_half_of_the_queries_stay_free(count: int, expected: int) -> None:
     cost = torch.rand(count, 12, generator=torch.Generator().manual_seed(count))
-    matches = solve_with_copies(cost, (count,), copies=4, most_positive=0.5)
+    matches = solve(cost, (count,), copies=4, most_positive=0.5)
     assert torch.bincount(matches.target_idx, minlength=count).tolist() == [expected] * count
 
 
 def test_copies_are_reduced_in_each_image_by_itself() -> None:
     cost = torch.rand(7, 12, generator=torch.Generator().manual_seed(1))
-    matches = solve_with_copies(cost, (1, 0, 6), copies=4, most_positive=0.5)
+    matches = solve(cost, (1, 0, 6), copies=4, most_positive=0.5)
     assert torch.bincount(matches.image_idx, minlength=3).tolist() == [4, 0, 6]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from detbench.core.assign.claims import strongest_claims
 from detbench.core.assign.max_iou import is_on_image
 from detbench.core.boxes import box_iou, boxes_to_distances
+from detbench.core.selection import best_of_levels
 from detbench.core.types import Matches
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def assign_atss(rule: Atss, predictions: DensePredictions, targets: Targets) -> 
     x, y = ((boxes[:, :2] + boxes[:, 2:]) / 2).unsqueeze(2).unbind(1)
     distance_MQ = torch.hypot(anchors.centers[:, 0] - x, anchors.centers[:, 1] - y)
     distance_MQ.masked_fill_(~valid[targets.image_idx], torch.inf)
-    candidates_MK = nearest_of_levels(distance_MQ, anchors.level_sizes, per_level=rule.per_level)
+    candidates_MK, _ = best_of_levels(distance_MQ, anchors.level_sizes, rule.per_level, largest=False)
     there_MK = distance_MQ.gather(1, candidates_MK).isfinite()
     iou_MK = box_iou(boxes[:, None], anchors.boxes[candidates_MK], eps=1e-6)
     sides_MK = boxes_to_distances(anchors.centers[candidates_MK], boxes[:, None]).amin(-1)
@@ -42,16 +43,6 @@ def assign_atss(rule: Atss, predictions: DensePredictions, targets: Targets) -> 
         shape=(valid.shape[0], valid.shape[1]),
         ignored=~valid,
     )
-
-
-def nearest_of_levels(distance: Tensor, level_sizes: tuple[int, ...], *, per_level: int) -> Tensor:
-    """(M, Q) distances to the (M, K) indices of the least of each level, which together have Q."""
-    candidates, first = [], 0
-    for level in torch.split(distance, list(level_sizes), 1):
-        nearest = level.topk(min(per_level, level.shape[1]), 1, largest=False).indices
-        candidates.append(first + nearest)
-        first += level.shape[1]
-    return torch.cat(candidates, 1)
 
 
 def own_threshold(iou: Tensor, there: Tensor) -> Tensor:

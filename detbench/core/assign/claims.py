@@ -34,10 +34,4 @@ def strongest_claims(
     nobody = torch.iinfo(torch.int64).max
     owner = torch.full_like(best, nobody, dtype=torch.int64)
     owner.scatter_reduce_(0, place[wins], target_idx[wins], "amin")
-    positive = (owner < nobody).nonzero().squeeze(1)
-    return Matches(
-        image_idx=positive.div(num_predictions, rounding_mode="floor"),
-        pred_idx=positive % num_predictions,
-        target_idx=owner[positive],
-        ignored=ignored,
-    )
+    return Matches.of_owner(owner.where(owner < nobody, -1).view(shape), ignored)

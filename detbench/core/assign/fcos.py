@@ -28,14 +28,8 @@ def assign_fcos(rule: FcosRule, predictions: DensePredictions, targets: Targets)
         targets.boxes,
         center_radius=rule.center_radius,
     )
-    num_images, num_predictions = predictions.pred_logits.shape[:2]
-    owner = smallest_owner(candidates, box_area(targets.boxes), targets.image_idx, num_images)
-    positive = (owner >= 0).nonzero().squeeze(1)
-    return Matches(
-        image_idx=positive.div(num_predictions, rounding_mode="floor"),
-        pred_idx=positive % num_predictions,
-        target_idx=owner[positive],
-    )
+    areas, num_images = box_area(targets.boxes), len(predictions.pred_logits)
+    return Matches.of_owner(smallest_owner(candidates, areas, targets.image_idx, num_images))
 
 
 def fcos_candidates(
@@ -69,7 +63,7 @@ def smallest_owner(candidates: Tensor, areas: Tensor, image_idx: Tensor, num_ima
         num_images: B.
 
     Returns:
-        (B * Q,) index of the object, -1 where none claims the location.
+        (B, Q) index of the object, -1 where none claims the location.
     """
     num_objects, num_predictions = candidates.shape
     order = areas.argsort(stable=True)
@@ -78,4 +72,4 @@ def smallest_owner(candidates: Tensor, areas: Tensor, image_idx: Tensor, num_ima
     best = torch.full((num_images * num_predictions,), num_objects, device=candidates.device)
     best.scatter_reduce_(0, image_idx[target_idx] * num_predictions + pred_idx, rank[target_idx], "amin")
     # One past the last rank stands for nobody.
-    return torch.cat([order, order.new_full((1,), -1)])[best]
+    return torch.cat([order, order.new_full((1,), -1)])[best].view(num_images, num_predictions)

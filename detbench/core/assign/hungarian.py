@@ -86,30 +86,44 @@ def probability_cost(prob: Tensor, *, alpha: float, gamma: float, eps: float) ->
     return positive - negative
 
 
-def solve(cost: Tensor, counts: tuple[int, ...], *, maximise: bool = False) -> Matches:
-    """One-to-one pairs of least (or greatest) sum in each image, min(N, Q) of them.
+def solve(
+    cost: Tensor,
+    counts: tuple[int, ...],
+    *,
+    maximise: bool = False,
+    copies: int = 1,
+    most_positive: float | None = None,
+) -> Matches:
+    """Pairs of least (or greatest) sum in each image, no prediction in two of them.
 
     Args:
         cost: (M, Q), the rows of an image's objects next to each other.
         counts: objects of each image; they sum to M.
         maximise: treat `cost` as a quality.
+        copies: how often each object is repeated; its copies go to distinct predictions.
+        most_positive: largest share of the predictions that may be matched; reduces the copies of an image, not
+            below 1; None for no bound.
+
+    Returns:
+        min(Q, copies * N) pairs for an image of N objects.
     """
     # Where training diverged the cost isn't finite and the solver would raise: the loss says so better.
     on_host = cost.nan_to_num().cpu().numpy()
-    ends = np.cumsum(counts)
-    pairs = [
-        linear_sum_assignment(on_host[end - count : end], maximize=maximise)
-        for end, count in zip(ends, counts, strict=True)
-    ]
-    matched = np.concatenate(
-        [
-            np.stack([np.full(len(pred), image), pred, end - count + row])
-            for image, (end, count, (row, pred)) in enumerate(zip(ends, counts, pairs, strict=True))
-        ],
-        axis=1,
-    )
-    image_idx, pred_idx, target_idx = torch.from_numpy(matched).to(cost.device)
-    return Matches(image_idx, pred_idx, target_idx)
+    num_predictions = cost.shape[1]
+    columns = [np.zeros((3, 0), np.int64)]
+    start = 0
+    for image, count in enumerate(counts):
+        if count:
+            times = copies
+            if most_positive is not None:
+                times = max(1, min(copies, int(most_positive * num_predictions / count)))
+            rows = on_host[start : start + count]
+            offered = np.tile(rows, (times, 1)) if times > 1 else rows
+            row, pred = linear_sum_assignment(offered, maximize=maximise)
+            columns.append(np.stack([np.full(len(pred), image), pred, start + row % count]))
+        start += count
+    image_idx, pred_idx, target_idx = torch.from_numpy(np.concatenate(columns, axis=1)).to(cost.device)
+    return Matches(image_idx, pred_idx, target_idx, copies=copies)
 
 
 def _cost(rule: Hungarian | LeastCost, predictions: DensePredictions, targets: Targets) -> Tensor:

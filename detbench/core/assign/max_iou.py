@@ -31,8 +31,7 @@ def assign_max_iou(rule: MaxIou, predictions: DensePredictions, targets: Targets
         negative=rule.negative,
         low_quality=0.0 if rule.low_quality else None,
     )
-    image_idx, pred_idx = (owner >= 0).nonzero(as_tuple=True)
-    return Matches(image_idx, pred_idx, owner[image_idx, pred_idx], ignored | ~valid)
+    return Matches.of_owner(owner, ignored | ~valid)
 
 
 def is_on_image(anchors: Anchors, sizes: Tensor, *, pad_multiple: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from detbench.core.assign.claims import strongest_claims
 from detbench.core.assign.inside import is_inside
 from detbench.core.assign.poto import pair_quality
+from detbench.core.selection import best_of_levels
 from detbench.core.types import Matches
 
 if TYPE_CHECKING:
@@ -53,11 +54,7 @@ def above_own_threshold(quality: Tensor, level_sizes: tuple[int, ...], *, per_le
     Returns:
         (M, Q) bool.
     """
-    candidates, first = [], 0
-    for level in torch.split(quality, list(level_sizes), 1):
-        candidates.append(first + level.topk(min(per_level, level.shape[1]), 1).indices)
-        first += level.shape[1]
-    candidates_MK = torch.cat(candidates, 1)
+    candidates_MK, _ = best_of_levels(quality, level_sizes, per_level)
     of_candidates = quality.gather(1, candidates_MK)
     mean = of_candidates.mean(1, keepdim=True)
     # Not `std`, which warns where there is no object.

@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from detbench.core.assign.hungarian import probability_cost
+from detbench.core.assign.hungarian import probability_cost, solve
 from detbench.core.boxes import cxcywh_to_xyxy, query_giou
 from detbench.core.losses.align import alignment_quality, rank_within
 from detbench.core.losses.quality import stretch
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
 def assign_query_hungarian(rule: QueryHungarian, predictions: QueryPredictions, targets: Targets) -> Matches:
     """The pairs of least total cost in each image of each layer (spec 1.8, 4.1)."""
     cost = query_cost(rule, predictions, targets)
-    matches = solve_with_copies(cost, targets.counts, copies=rule.copies, most_positive=rule.most_positive)
+    matches = solve(cost, targets.counts, copies=rule.copies, most_positive=rule.most_positive)
     if rule.rank is None:
         return matches
     return dataclasses.replace(matches, weights=rank_weights(rule.rank, predictions, targets, matches))
@@ -72,36 +69,3 @@ def _position(giou: Tensor, targets: Targets) -> Tensor:
     """(M, Q) GIoU on a scale from 0 to 1, each image's best at 1 (Stable-DINO; spec 5.6)."""
     overlap = (giou + 1) / 2
     return overlap * stretch(overlap.amax(1), targets.image_idx, num_images=len(targets.counts))[:, None]
-
-
-def solve_with_copies(
-    cost: Tensor, counts: tuple[int, ...], *, copies: int = 1, most_positive: float | None = None
-) -> Matches:
-    """Pairs of least sum in each image, every object offered several times.
-
-    Args:
-        cost: (M, Q), the rows of an image's objects next to each other.
-        counts: objects of each image; they sum to M.
-        copies: how often each object is repeated; its copies go to distinct queries.
-        most_positive: largest share of the queries that may be matched; reduces the copies of an image, not below 1.
-
-    Returns:
-        min(Q, copies * N) pairs for an image of N objects.
-    """
-    # Where training diverged the cost isn't finite and the solver would raise: the loss says so better.
-    on_host = cost.nan_to_num().cpu().numpy()
-    num_queries = cost.shape[1]
-    columns: list[NDArray[np.int64]] = []
-    start = 0
-    for image, count in enumerate(counts):
-        if count:
-            times = copies
-            if most_positive is not None:
-                times = max(1, min(copies, int(most_positive * num_queries / count)))
-            rows = on_host[start : start + count]
-            row, pred = linear_sum_assignment(np.tile(rows, (times, 1)) if times > 1 else rows)
-            columns.append(np.stack([np.full(len(pred), image), pred, start + row % count]))
-        start += count
-    matched = np.concatenate(columns, axis=1) if columns else np.zeros((3, 0), dtype=np.int64)
-    image_idx, pred_idx, target_idx = torch.from_numpy(matched).to(cost.device)
-    return Matches(image_idx, pred_idx, target_idx, copies=copies)

@@ -35,13 +35,9 @@ def assign_query_iou(rule: QueryIou, predictions: QueryPredictions, targets: Tar
             positive &= reaches_nth_best(iou, owner, n=rule.balance)
         image_idx, pred_idx = positive.nonzero(as_tuple=True)
         rank = owner[image_idx, pred_idx]
-    num_images, num_objects = len(iou), sum(targets.counts[: len(iou)])
-    layer = torch.arange(predictions.num_layers, device=iou.device)[:, None]
-    return Matches(
-        (layer * num_images + image_idx).flatten(),
-        pred_idx.repeat(predictions.num_layers),
-        (layer * num_objects + targets.first[image_idx] + rank).flatten(),
-    )
+    targets = targets.of_first(len(iou))
+    pairs = Matches(image_idx, pred_idx, targets.first[image_idx] + rank)
+    return pairs.repeat(predictions.num_layers, targets)
 
 
 def overlaps(anchors: Tensor, targets: Targets, *, eps: float) -> Tensor:

@@ -21,8 +21,7 @@ def assign_sampled_iou(rule: SampledIou, predictions: DensePredictions, targets:
     """At most one object for each anchor; those not sampled, or outside their image, are ignored (spec 7)."""
     valid = is_on_image(predictions.anchors, targets.whwh[:, :2], pad_multiple=1)
     owner, sampled = sampled_owner(rule, predictions.anchors.boxes, valid, targets)
-    image_idx, pred_idx = (owner >= 0).nonzero(as_tuple=True)
-    return Matches(image_idx, pred_idx, owner[image_idx, pred_idx], ~sampled)
+    return Matches.of_owner(owner, ~sampled)
 
 
 def sampled_owner(rule: SampledIou, boxes: Tensor, valid: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,6 @@ class ProbeAttention(nn.Module):
         rows = self.object_proj(self.object_mlp(objects))
         keys = self.query_proj(self.query_mlp(queries))
         # One product for the whole batch: each image's objects on a page of its own, the rest of the page empty.
-        place = (targets.image_idx, targets.rank)
-        pages = rows.new_zeros(len(keys), max(targets.counts), rows.shape[-1]).index_put(place, rows)
+        pages = targets.by_image(rows, fill=0.0)
         affinity: Tensor = pages @ keys.transpose(1, 2) / math.sqrt(keys.shape[-1])
-        return affinity[place].softmax(-1)
+        return affinity[targets.image_idx, targets.rank].softmax(-1)

@@ -21,8 +21,9 @@ from detbench.core.queries.denoising import DenoisingQueries, NoisyQueries
 from detbench.core.queries.learned import LearnedQueries
 from detbench.core.queries.positives import AuxiliaryQueries, PositiveQueries
 from detbench.core.queries.proposal_nms import select_after_nms
-from detbench.core.queries.proposals import ProposalQueries, anchor_logits, proposal_scores, take
+from detbench.core.queries.proposals import ProposalQueries, anchor_logits, proposal_scores
 from detbench.core.queries.visibility import visibility
+from detbench.core.selection import take
 from detbench.core.types import AnyPredictions, QueryPredictions, Targets
 from detbench.errors import RecipeError
 

@@ -13,7 +13,7 @@ from detbench.core.assign.sampled_iou import sampled_owner
 from detbench.core.boxes import decode_deltas
 from detbench.core.detectors.heads import in_full
 from detbench.core.layers.roi import roi_features
-from detbench.core.queries.proposals import take
+from detbench.core.selection import take
 from detbench.core.types import Matches, RegionPredictions, Targets
 
 if TYPE_CHECKING:
@@ -78,10 +78,9 @@ class RcnnHead(nn.Module):
         hidden = F.relu(self.hidden2(F.relu(self.hidden1(features.flatten(1)))))
         logits = in_full(self.logits(hidden)).view(num_images, num_regions, -1)
         deltas = in_full(self.deltas(hidden)).view(num_images, num_regions, -1, 4)
-        image_idx, pred_idx = (owner >= 0).nonzero(as_tuple=True)
-        pairs = Matches(image_idx, pred_idx, owner[image_idx, pred_idx], ~sampled)
+        pairs = Matches.of_owner(owner, ~sampled)
         label = logits.detach()[..., :-1].argmax(-1)
-        label[image_idx, pred_idx] = targets.labels[pairs.target_idx]
+        label[pairs.image_idx, pairs.pred_idx] = targets.labels[pairs.target_idx]
         of_label = deltas.gather(2, label[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
         boxes = decode_deltas(regions, of_label * deltas.new_tensor(self.part.delta_stds))
         return RegionPredictions(logits, boxes, regions, pairs)
@@ -102,12 +101,9 @@ def sample_regions(
         (B, Q, 4) xyxy pixels; (B, Q) index of the object that each answers for, -1 for none; (B, Q) bool, False where
         an image has no more regions.
     """
-    num_images, most_objects = len(proposals), max(targets.counts)
-    objects = proposals.new_zeros(num_images, most_objects, 4)
-    objects[targets.image_idx, targets.rank] = targets.boxes.to(objects.dtype)
-    is_object = torch.arange(most_objects, device=objects.device) < torch.tensor(
-        targets.counts, device=objects.device
-    ).unsqueeze(1)
+    objects = targets.by_image(targets.boxes.to(proposals.dtype), fill=0.0)
+    counts = torch.tensor(targets.counts, device=objects.device)
+    is_object = torch.arange(objects.shape[1], device=objects.device) < counts.unsqueeze(1)
     regions, present = torch.cat([objects, proposals], 1), torch.cat([is_object, present], 1)
     owner, sampled = sampled_owner(rule, regions, present, targets)
     size = min(rule.sample, regions.shape[1])

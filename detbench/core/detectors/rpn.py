@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from detbench.core.anchors import grid_anchors
 from detbench.core.boxes import clip_boxes, decode_deltas
 from detbench.core.detectors.dense import by_location
-from detbench.core.queries.proposal_nms import best_of_levels
-from detbench.core.queries.proposals import take
+from detbench.core.selection import best_of_levels, survive_nms, take
 from detbench.core.types import DensePredictions
 
 if TYPE_CHECKING:
@@ -77,9 +75,7 @@ def propose(part: RpnPredictor, predictions: DensePredictions, whwh: Tensor) -> 
     score = scores.gather(1, place)
     boxes = clip_boxes(take(predictions.pred_boxes, place), whwh[:, None])
     num_levels = len(predictions.anchors.level_sizes)
-    group = torch.arange(len(boxes), device=level.device)[:, None] * num_levels + level
-    kept = batched_nms(boxes.flatten(0, 1), score.flatten(), group.flatten(), part.iou_threshold)
-    alive = torch.zeros_like(score, dtype=torch.bool).view(-1).index_fill_(0, kept, True).view_as(score)
+    alive = survive_nms(boxes, score, level, num_levels=num_levels, iou_threshold=part.iou_threshold)
     alive &= (boxes[..., 2:] > boxes[..., :2]).all(-1)
     best, order = score.masked_fill(~alive, -torch.inf).topk(min(part.num_proposals, score.shape[1]))
     return take(boxes, order), best.isfinite()

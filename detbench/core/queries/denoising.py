@@ -42,19 +42,14 @@ class NoisyQueries:
             targets: those the queries were made from.
             num_layers: of the decoder.
         """
-        device = targets.labels.device
-        num_images, num_objects = len(targets.counts), len(targets.labels)
-        layer = torch.arange(num_layers, device=device)[:, None, None]
-        group = torch.arange(self.num_groups, device=device)[:, None]
-        object_idx = torch.arange(num_objects, device=device)
-        shape = (num_layers, self.num_groups, num_objects)
-        pred_idx = group * (2 * self.most_objects) + targets.rank
-        return Matches(
-            image_idx=(layer * num_images + targets.image_idx).expand(shape).flatten(),
-            pred_idx=pred_idx.expand(shape).flatten(),
-            target_idx=(layer * num_objects + object_idx).expand(shape).flatten(),
+        group = torch.arange(self.num_groups, device=targets.labels.device)[:, None]
+        of_layer = Matches(
+            image_idx=targets.image_idx.repeat(self.num_groups),
+            pred_idx=(group * (2 * self.most_objects) + targets.rank).flatten(),
+            target_idx=torch.arange(len(targets.labels), device=group.device).repeat(self.num_groups),
             copies=self.num_groups,
         )
+        return of_layer.repeat(num_layers, targets)
 
 
 class DenoisingQueries(nn.Module):

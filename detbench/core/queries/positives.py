@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from detbench.core.boxes import xyxy_to_cxcywh
 from detbench.core.layers.position import box_positions
 from detbench.core.layers.transformer import inverse_sigmoid, xavier_
-from detbench.core.queries.proposals import linear_norm, take
+from detbench.core.queries.proposals import linear_norm
+from detbench.core.selection import take
 from detbench.core.types import Matches, Targets
 
 if TYPE_CHECKING:
@@ -41,14 +42,7 @@ class AuxiliaryQueries:
             targets: those the queries were made for.
             num_layers: of the decoder.
         """
-        matches = self.matches
-        layer = torch.arange(num_layers, device=self.reference.device)[:, None]
-        return Matches(
-            image_idx=(layer * len(targets.counts) + matches.image_idx).flatten(),
-            pred_idx=matches.pred_idx.repeat(num_layers),
-            target_idx=(layer * len(targets.labels) + matches.target_idx).flatten(),
-            ignored=None if matches.ignored is None else matches.ignored.repeat(num_layers, 1),
-        )
+        return self.matches.repeat(num_layers, targets)
 
 
 class PositiveQueries(nn.Module):
@@ -115,6 +109,5 @@ def choose(pairs: Matches, shape: tuple[int, int], *, fewest: int, most: int) ->
     num = min(max(fewest, int(positive.sum(1).max())), most, shape[1])
     place = (preference + torch.rand(shape).to(device)).topk(num).indices
     chosen = owner.gather(1, place)
-    image_idx, pred_idx = (chosen >= 0).nonzero(as_tuple=True)
     ignored = None if pairs.ignored is None else pairs.ignored.gather(1, place)
-    return place, Matches(image_idx, pred_idx, chosen[image_idx, pred_idx], ignored)
+    return place, Matches.of_owner(chosen, ignored)

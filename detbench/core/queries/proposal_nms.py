@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from detbench.core.boxes import cxcywh_to_xyxy
+from detbench.core.selection import best_of_levels, survive_nms, take
 
 if TYPE_CHECKING:
     from detbench.parts.detectors import ProposalNms
@@ -36,17 +36,12 @@ def select_after_nms(
     """
     best = scores.topk(num, 1).indices
     place, level = best_of_levels(scores, level_sizes, rule.per_level)
-    num_images, num_candidates = place.shape
     # Meta tensors, with which costs are counted, have no values to suppress by; any choice costs the same.
-    if num_candidates < num or scores.is_meta:
+    if place.shape[1] < num or scores.is_meta:
         return best
     score = scores.gather(1, place)
-    box = cxcywh_to_xyxy(boxes).clamp(0, 1).gather(1, place[..., None].expand(-1, -1, 4))
-    group = torch.arange(num_images, device=place.device)[:, None] * len(level_sizes) + level
-    kept = batched_nms(
-        box.flatten(0, 1).float(), score.flatten().float(), group.flatten(), rule.iou_threshold
-    )
-    alive = torch.zeros_like(score, dtype=torch.bool).view(-1).index_fill_(0, kept, True).view_as(score)
+    box = take(cxcywh_to_xyxy(boxes).clamp(0, 1), place)
+    alive = survive_nms(box, score, level, num_levels=len(level_sizes), iou_threshold=rule.iou_threshold)
 
     order = score.masked_fill(~alive, -torch.inf).argsort(dim=1, descending=True, stable=True)
     is_of_level = level[order][..., None] == torch.arange(len(level_sizes), device=level.device)
@@ -58,15 +53,3 @@ def select_after_nms(
     taken = preference.argsort(dim=1, descending=True, stable=True)[:, :num].sort(1).values
     chosen = place.gather(1, order.gather(1, taken))
     return torch.where(alive.sum(1, keepdim=True) >= num, chosen, best)
-
-
-def best_of_levels(scores: Tensor, level_sizes: Sequence[int], most: int) -> tuple[Tensor, Tensor]:
-    """(B, K) indices of each level's best tokens; (K,) their levels."""
-    places, levels, start = [], [], 0
-    for level, (size, of_level) in enumerate(
-        zip(level_sizes, torch.split(scores, list(level_sizes), 1), strict=True)
-    ):
-        places.append(of_level.topk(min(most, size), 1).indices + start)
-        levels.append(places[-1].new_full((places[-1].shape[1],), level))
-        start += size
-    return torch.cat(places, 1), torch.cat(levels)

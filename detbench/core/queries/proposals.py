@@ -34,12 +34,6 @@ def anchor_logits(grid: TokenGrid, side: float) -> Tensor:
     return (boxes / (1 - boxes)).log().masked_fill(unusable.unsqueeze(-1), torch.inf)
 
 
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """(B or 1, S, D) at (B, Q) to (B, Q, D)."""
-    x = x.expand(len(index), -1, -1)
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-
 def proposal_scores(logits: Tensor, select_by: Literal["first_class", "best_class"]) -> Tensor:
     """(B, S, C) logits of the tokens to the (B, S) by which they are ranked; without gradient."""
     logits = logits.detach()

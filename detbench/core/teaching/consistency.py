@@ -111,11 +111,10 @@ class ConsistencyModule(nn.Module):
         return content.to(features.dtype)
 
     def _queries(self, content: Tensor, candidates: Candidates) -> BoxQueries:
-        reference = candidates.targets.cxcywh.to(content)
+        targets = candidates.targets
+        reference = targets.cxcywh.to(content)
         return BoxQueries(
-            _by_image(content, candidates, fill=0.0),
-            _by_image(reference, candidates, fill=0.5),
-            self.part.groups,
+            targets.by_image(content, fill=0.0), targets.by_image(reference, fill=0.5), self.part.groups
         )
 
     def loss(self, student: Tensor, teacher: Tensor, counts: Sequence[int]) -> Tensor:
@@ -174,10 +173,3 @@ def _conv(channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
     )
-
-
-def _by_image(x: Tensor, candidates: Candidates, *, fill: float) -> Tensor:
-    """(M, D) of all candidates to (B, K, D), K those of the image with most, `fill` where it has fewer."""
-    shape = (len(candidates.counts), max(candidates.counts), x.shape[1])
-    rank = candidates.targets.rank
-    return x.new_full(shape, fill).index_put((candidates.image_idx, rank), x)

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detbench.core.assign.query_hungarian import query_cost, solve_with_copies
+from detbench.core.assign.hungarian import solve
+from detbench.core.assign.query_hungarian import query_cost
 from detbench.core.distributed import gather_over_processes
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def agreed(rule: CostMining, predictions: QueryPredictions, candidates: Candidat
         candidates: on that view.
     """
     cost = query_cost(rule.cost, predictions.last, candidates.targets)
-    matches = solve_with_copies(cost, candidates.counts)
+    matches = solve(cost, candidates.counts)
     of_pairs = cost[matches.target_idx, matches.pred_idx]
     of_all = gather_over_processes(of_pairs).cpu().double().numpy()
     threshold = cost_threshold(of_all, variance_floor=rule.variance_floor)
