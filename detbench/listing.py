@@ -84,23 +84,24 @@ def resolved_tree(recipe: Recipe, row: Row, context: Context) -> dict[str, Any]:
 
 def show_row(recipe: Recipe, row: Row, context: Context, *, whole: bool) -> None:
     """A row's settings as override-ready lines (where `whole`), and what it changes from the baseline."""
-    print(f"# {recipe.name}, row '{row.label}', scale {context.scale}")
+    title = f"# {recipe.name}, row '{row.label}', scale {context.scale}"
     missing = recipe.needs(row)
     if row.quoted:
-        print("# quoted from the paper, never run")
+        print(f"{title}\n# quoted from the paper, never run\n")
         return
     if missing:
-        print(f"# can't run yet, needs: {', '.join(missing)}")
+        print(f"{title}\n# can't run yet, needs: {', '.join(missing)}\n")
         return
+    experiment = resolve(recipe, row, context)
+    differing = _from_baseline(recipe, row, context)
+    print(title)
     if whole:
-        experiment = resolve(recipe, row, context)
         for key, value in flatten(settings(experiment)).items():
             print(f"{key} = {_toml(value)}")
         if experiment.init is not None:
             print(f"# starts from {experiment.init.row}, which is trained first with the same seed")
     if recipe.head.baseline:
         print(f"# changes from '{recipe.head.baseline}':")
-        differing = _from_baseline(recipe, row, context)
         for key, (before, after) in differing.items():
             print(f"#   {key}: {_short(before)} -> {_short(after)}")
         if not differing:

@@ -8,21 +8,51 @@ from datetime import date, time
 from typing import Any
 
 from detbench.errors import RecipeError
-from detbench.parts.experiment import Experiment
+from detbench.parts.experiment import Experiment, read_experiment
 from detbench.parts.part import closest, plain, read_part
 
 Tree = dict[str, Any]
 
 
-def apply_overrides(tree: Tree, overrides: Sequence[str], *, where: str) -> Tree:
-    """A resolved plain tree with `key.path=value` laid over it, in order.
+def override(experiment: Experiment, overrides: Sequence[str], *, where: str) -> Experiment:
+    """An experiment with `key.path=value` laid over it, in order.
 
     The key must exist. A whole table, or another `kind`, starts that part afresh with its defaults, which the
     overrides after it may change; the kind that is already there changes nothing.
 
     Raises:
-        RecipeError: every override that is no `key=value`, names an unknown key or can't be read.
+        RecipeError: every override that is no `key=value`, names an unknown key or can't be read, and every
+            impossible combination of the others.
     """
+    tree, problems = _laid_over(plain(experiment), overrides, where=where)
+    try:
+        changed = read_experiment(tree, where=where)
+    except RecipeError as error:
+        problems += [problem for problem in error.problems if problem not in problems]
+    if not problems:
+        return changed
+    # What can't be read hides which of the others don't go together.
+    readable = [text for text in overrides if _is_readable(experiment, text)]
+    if len(readable) < len(overrides):
+        try:
+            override(experiment, readable, where=where)
+        except RecipeError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    raise RecipeError(problems)
+
+
+def _is_readable(experiment: Experiment, text: str) -> bool:
+    """Whether an override names a key and a value it can have, whatever goes with it."""
+    tree, problems = _laid_over(plain(experiment), [text], where="")
+    try:
+        read_part(Experiment, tree, where="")
+    except RecipeError:
+        return False
+    return not problems
+
+
+def _laid_over(tree: Tree, overrides: Sequence[str], *, where: str) -> tuple[Tree, list[str]]:
+    """A resolved plain tree with the overrides that it can take, and what is wrong with the others."""
     problems: list[str] = []
     unread: list[str] = []  # parts that could not be started afresh: what their keys are isn't known
     for text in overrides:
@@ -49,9 +79,7 @@ def apply_overrides(tree: Tree, overrides: Sequence[str], *, where: str) -> Tree
         except RecipeError as error:
             problems += [problem for problem in error.problems if problem not in problems]
             unread.append(".".join(steps))
-    if problems:
-        raise RecipeError(problems)
-    return tree
+    return tree, problems
 
 
 def parse_value(raw: str, *, where: str) -> Any:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from detbench.errors import RecipeError
-from detbench.overrides import Tree, apply_overrides, refuse_dates
+from detbench.overrides import Tree, override, refuse_dates
 from detbench.parts.data import source_in
 from detbench.parts.experiment import Experiment, InitFrom, read_experiment
 from detbench.parts.part import closest, plain, read_part
@@ -136,7 +136,7 @@ def load(name: str) -> Recipe:
         return _load_file(path, str(path))
     path = recipes_dir() / f"{name}.toml"
     if not path.is_file():
-        raise RecipeError(f"{name}: no recipe is called so{closest(name, names())} `detbench ls` lists all")
+        raise RecipeError(f"{name}: no recipe is called so{_closest_recipe(name)}")
     return _load_file(path, name)
 
 
@@ -146,14 +146,21 @@ def select(patterns: Sequence[str]) -> list[tuple[Recipe, list[Row]]]:
     A row is named by its label or by its slug (lower case, dashes).
 
     Raises:
-        RecipeError: a pattern that stands for nothing, with the closest name.
+        RecipeError: every pattern that stands for nothing, with the closest name.
     """
     chosen: dict[str, tuple[Recipe, list[Row]]] = {}
+    problems: list[str] = []
     for pattern in patterns:
-        hits = _select_one(pattern)
+        try:
+            hits = _select_one(pattern)
+        except RecipeError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+            continue
         for recipe, rows in hits:
             have = chosen.setdefault(recipe.name, (recipe, []))[1]
             have += [row for row in rows if row not in have]
+    if problems:
+        raise RecipeError(problems)
     return list(chosen.values())
 
 
@@ -203,9 +210,7 @@ def _resolve(recipe: Recipe, row: Row, context: Context, before: tuple[str, ...]
     tree = layers(recipe, row, context)
     experiment = read_experiment(tree, where=where)
     if context.overrides:
-        tree = apply_overrides(plain(experiment), context.overrides, where=where)
-        where = f"{where}, with {' '.join(context.overrides)}"
-        experiment = read_experiment(tree, where=where)
+        experiment = override(experiment, context.overrides, where=where)
     if experiment.init is None:
         return experiment
     before = (*before, f"{recipe.name}/{slug(row.label)}")
@@ -463,14 +468,20 @@ def _select_one(pattern: str) -> list[tuple[Recipe, list[Row]]]:
     for name in candidates:
         recipe = load(name)
         rows = [row for row in recipe.rows.values() if _named(row, tail)]
-        labels += [row.label for row in recipe.rows.values()]
+        labels += [slug(row.label) for row in recipe.rows.values()]
         if rows:
             hits.append((recipe, rows))
     if hits:
         return hits
     if labels:
-        raise RecipeError(f"{pattern}: no row of {head} is called '{tail}'{closest(tail, labels)}")
-    raise RecipeError(f"{pattern}: no recipe is called so{closest(pattern, known)} `detbench ls` lists all")
+        raise RecipeError(f"{pattern}: no row of {head} is called '{tail}'{closest(slug(tail), labels)}")
+    raise RecipeError(f"{pattern}: no recipe is called so{_closest_recipe(pattern)}")
+
+
+def _closest_recipe(name: str) -> str:
+    """What may have been meant by a name that no recipe has."""
+    hint = closest(name, names())
+    return f"{hint} `detbench ls` lists all" if "did you mean" in hint else "; `detbench ls` lists all"
 
 
 def _named(row: Row, pattern: str) -> bool:

@@ -104,11 +104,7 @@ def plan(
     """
     from detbench.data.fingerprint import fingerprint
 
-    resolved = [
-        (recipe, row, experiment)
-        for recipe, rows in chosen
-        for row, experiment in _resolve_all(recipe, rows, context)
-    ]
+    resolved = resolve_rows(chosen, context)
     if not resolved:
         needs = sorted({need for recipe, rows in chosen for row in rows for need in recipe.needs(row)})
         names = ", ".join(recipe.name for recipe, _ in chosen)
@@ -149,24 +145,31 @@ def _sources(experiment: Experiment) -> list[tuple[tuple[str, str], Experiment]]
     return [*_sources(source), ((recipe.name, row.label), source)]
 
 
-def _resolve_all(recipe: Recipe, rows: Sequence[Row], context: Context) -> list[tuple[Row, Experiment]]:
-    """The experiments of the rows that can run. A mistake that rows share is told once."""
+def resolve_rows(
+    chosen: Sequence[tuple[Recipe, Sequence[Row]]], context: Context
+) -> list[tuple[Recipe, Row, Experiment]]:
+    """The experiments of the rows that can run.
+
+    Raises:
+        RecipeError: every mistake of every row at once; one that all rows of a recipe share is told once.
+    """
     resolved = []
-    problems: dict[str, list[str]] = {}
-    runnable = [row for row in rows if not row.quoted and not recipe.needs(row)]
-    for row in runnable:
-        try:
-            resolved.append((row, resolve(recipe, row, context)))
-        except RecipeError as error:
-            for problem in error.problems:
-                problems.setdefault(problem.replace(f", row '{row.label}'", "", 1), []).append(row.label)
-    if problems:
-        raise RecipeError(
-            [
-                problem if len(labels) == len(runnable) else f"{problem} (in the rows {', '.join(labels)})"
-                for problem, labels in problems.items()
-            ]
-        )
+    told: list[str] = []
+    for recipe, rows in chosen:
+        problems: dict[str, list[str]] = {}
+        runnable = [row for row in rows if not row.quoted and not recipe.needs(row)]
+        for row in runnable:
+            try:
+                resolved.append((recipe, row, resolve(recipe, row, context)))
+            except RecipeError as error:
+                for problem in error.problems:
+                    problems.setdefault(problem.replace(f", row '{row.label}'", "", 1), []).append(row.label)
+        told += [
+            problem if len(labels) == len(runnable) else f"{problem} (in the rows {'; '.join(labels)})"
+            for problem, labels in problems.items()
+        ]
+    if told:
+        raise RecipeError(told)
     return resolved
 
 

@@ -103,11 +103,16 @@ def test_the_launcher_in_a_clone_is_the_same_command_line():
             ["training.accumulate: 3 doesn't divide the batch of 4"],
         ),
         (["plan", "quickstart", "--data", "no/such/folder"], ["no/such/folder: no such folder"]),
-        (["show", "quickstart/fcso"], ["no row of quickstart is called 'fcso'", "FCOS"]),
+        (["show", "quickstart/fcso"], ["no row of quickstart is called 'fcso'; did you mean 'fcos'?"]),
         (["ablate", "--param", "alpha"], ["--recipe align-detr/table5", "--recipe match-free/table3"]),
         (["ablate", "--param", "lambda_o2n"], ["did you mean 'lambda_o2", "--recipe"]),
         (["run", "align-detr/table1/stable-dino-*"], ["none of the chosen rows can run", "memory fusion"]),
         (["ablate"], ["give --param NAME"]),
+        (["ls", "quickstrat", "date/table99/x"], ["did you mean 'quickstart'?", "date/table99/x: no recipe"]),
+        (
+            ["show", "quickstart", "date/table5", "branches.o2m.weight=-1"],
+            ["quickstart: branches.o2m.weight: input", "date/table5: branches.o2m.weight: input"],
+        ),
         (["run", "optim.lr=1"], ["name at least one recipe"]),
         (["report", "quickstart/nope"], ["no row of quickstart is called 'nope'"]),
         (["data", "check", "no/such/folder"], ["no/such/folder"]),
@@ -126,6 +131,24 @@ def test_errors_are_json_too():
     outcome = detbench("plan", "quickstart", "optim.lrr=1", "--json")
     assert outcome.returncode == 2
     assert json.loads(outcome.stdout)["error"]["kind"] == "RecipeError"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["plan", "quickstart", "--scael", "cpu"], "--scael"),
+        (["plan", "quickstart", "--scale", "huge"], "'huge'"),
+        (["plna"], "plna"),
+        (["data", "check"], "folder"),
+    ],
+    ids=lambda a: " ".join(a) if isinstance(a, list) else None,
+)
+def test_a_mistyped_command_line_is_json_too(arguments, words):
+    outcome = detbench(*arguments, "--json")
+    assert outcome.returncode == 2
+    error = json.loads(outcome.stdout)["error"]
+    assert error["kind"] == "UsageError"
+    assert words in error["message"]
 
 
 def test_runs_that_fail_are_one_json_document_with_the_table(tmp_path, monkeypatch):

@@ -87,6 +87,21 @@ def test_mistakes_of_all_overrides_come_at_once() -> None:
         assert words in problem
 
 
+def test_a_mistake_of_one_sort_hides_none_of_another() -> None:
+    said = ("optim.lrr=1", "optim.lr=fast", "test.branch=o2x", "training.accumulate=3", "optim.eps=-1")
+    for order in (said, said[::-1]):
+        found = "\n".join(sorted(problems(*order)))
+        for words in (
+            "optim.lrr: no such key; did you mean 'optim.lr'?",
+            'optim.lr: input should be a valid number, found "fast"',
+            "optim.eps: input should be greater than 0, found -1",
+            "test.branch: no branch is called 'o2x'",
+            "training.accumulate: 3 doesn't divide the batch of",
+        ):
+            assert words in found
+        assert len(found.splitlines()) == len(said)
+
+
 @pytest.mark.parametrize("key", ["schedule.length.foo.kind", "init.foo.kind", "optim.lr.kind", "kind"])
 def test_a_kind_below_what_has_none_is_no_such_key(key: str) -> None:
     (problem,) = problems(f"{key}=x")

@@ -8,17 +8,34 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from detbench import __version__
 from detbench.cli import bench, checking, data, recipes, reporting, running, using
 from detbench.cli.console import error_tree, print_json, say
 from detbench.errors import DetbenchError
 
+# click's, which has no name that holds for all versions of typer: newer ones bring a click of their own.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Runs a command; of a mistyped command line, --json prints the error too."""
+        try:
+            return super().invoke(ctx)
+        except _UsageError as error:
+            if "--json" in sys.argv:
+                print_json({"error": {"kind": "UsageError", "message": error.format_message()}})  # type: ignore[attr-defined]
+            raise
+
+
 app = typer.Typer(
     name="detbench",
+    cls=_Commands,
     help="An experiment bench for object detection: recipes, ablations and honest tables for five papers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -27,14 +27,14 @@ class Scale(StrEnum):
 Patterns = Annotated[
     list[str],
     typer.Argument(
-        metavar="RECIPE... [KEY=VALUE]...",
+        metavar="RECIPE|KEY=VALUE",
         help="Recipes or rows, globs allowed (date/table5, 'date/*', 'date/table5/DATE-F*', my/own.toml); "
         "key.path=value overrides settings.",
     ),
 ]
 OptionalNames = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[RECIPE...]", help="Recipes or rows, globs allowed; all by default."),
+    typer.Argument(metavar="RECIPE", help="Recipes or rows, globs allowed; all by default."),
 ]
 ScaleOption = Annotated[Scale, typer.Option(help="smoke, cpu (the default), gpu or paper.")]
 DataOption = Annotated[

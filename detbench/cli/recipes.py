@@ -42,8 +42,10 @@ def show(
 ) -> None:
     """Show the resolved experiment of rows, and what each changes from its table's baseline."""
     from detbench import listing
+    from detbench.runs import resolve_rows
 
     chosen, context = parse(patterns, scale, data)
+    resolve_rows(chosen, context)  # all mistakes at once, before a first row is shown
     if as_json:
         print_json([listing.resolved_tree(r, row, context) for r, some in chosen for row in some])
         return

@@ -45,7 +45,7 @@ def report(
     patterns: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RECIPE... | RUN]", help="Recipes or rows, globs allowed, all by default; or a run."
+            metavar="RECIPE|RUN", help="Recipes or rows, globs allowed, all by default; or a run."
         ),
     ] = None,
     scale: Annotated[Scale | None, typer.Option(help="Only this scale.")] = None,
@@ -115,7 +115,7 @@ def diff(
     ],
     b: Annotated[str, typer.Argument(help="Another.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of rows and recipes.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings of rows and recipes.")
     ] = None,
     scale: ScaleOption = Scale.cpu,
     data: DataOption = None,

@@ -68,7 +68,7 @@ def run(
 
 def ablate(
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of every run.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings of every run.")
     ] = None,
     param: Annotated[
         list[str] | None,
