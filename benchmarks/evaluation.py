@@ -13,12 +13,12 @@ import time
 
 import numpy as np
 
-from detbench.metrics import coco, pycoco
+from detbench.metrics import coco, pycoco, tables
 
 
 def drawn_tables(
     images: int, classes: int, detections: int, objects: int, seed: int = 0
-) -> tuple[coco.GroundTruth, coco.DetectionTable]:
+) -> tuple[tables.GroundTruth, tables.DetectionTable]:
     """Objects of all sizes; half of the detections are shifted objects, half stand anywhere."""
     rng = np.random.default_rng(seed)
     count, found = images * objects, images * detections
@@ -33,7 +33,7 @@ def drawn_tables(
     source = np.repeat(np.arange(images), detections) * objects + rng.integers(0, objects, found)
     shifted = truth_boxes[source] * rng.normal(1, 0.1, (found, 4))
     near = rng.random(found) < 0.5
-    truth = coco.GroundTruth(
+    truth = tables.GroundTruth(
         image=image,
         label=label,
         boxes_xywh=truth_boxes,
@@ -42,7 +42,7 @@ def drawn_tables(
         num_images=images,
         num_classes=classes,
     )
-    table = coco.DetectionTable(
+    table = tables.DetectionTable(
         image=np.repeat(np.arange(images), detections),
         label=np.where(near, label[source], rng.integers(0, classes, found)),
         boxes_xywh=np.where(near[:, None], shifted, boxes(found)),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from detbench.errors import StoreError
 
 if TYPE_CHECKING:
-    from detbench.metrics.coco import DetectionTable
+    from detbench.metrics.tables import DetectionTable
 
 RESULT, CURVE, REQUEST, DETECTIONS = "result.json", "curve.jsonl", "request.json", "detections.npz"
 STOPPED = "stopped.json"
@@ -178,7 +178,7 @@ def read_detections(path: Path) -> DetectionTable:
 
     import numpy as np
 
-    from detbench.metrics.coco import DetectionTable
+    from detbench.metrics.tables import DetectionTable
 
     try:
         with np.load(path) as arrays:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from detbench.data.annotations import Annotations
-from detbench.metrics.coco import GroundTruth
+from detbench.metrics.tables import GroundTruth
 from detbench.parts.test import CocoMetrics, CrowdMetrics
 
 

@@ -24,7 +24,7 @@ from detbench.data.sources import read_splits
 from detbench.data.transforms import transformed
 from detbench.engine.evaluate import detect_in, measure, percent, percent_per_class, require_measurable
 from detbench.errors import DataError, StoreError
-from detbench.metrics.coco import DetectionTable
+from detbench.metrics.tables import DetectionTable
 from detbench.parts.data import Coco, CrowdHuman, source_in
 from detbench.parts.experiment import Experiment, read_experiment
 from detbench.results import read_result

@@ -19,16 +19,15 @@ from detbench.data.loader import test_batches
 from detbench.data.truth import ground_truth
 from detbench.engine.objective import autocast
 from detbench.errors import DataError
-from detbench.metrics import coco, crowd, pycoco
-from detbench.metrics.coco import METRIC_NAMES, CocoResult, DetectionTable
+from detbench.metrics import coco, crowd, pycoco, tables
+from detbench.metrics.coco import PER_CLASS_NAMES, CocoResult
 from detbench.metrics.crowd import CrowdResult
+from detbench.metrics.tables import DetectionTable
 from detbench.parts.experiment import Experiment
 from detbench.parts.test import CocoMetrics, CrowdMetrics
 
 Metrics = CocoMetrics | CrowdMetrics
 Measured = CocoResult | CrowdResult
-
-PER_CLASS = METRIC_NAMES[:6]
 
 
 def detect(
@@ -98,7 +97,7 @@ def measure(table: DetectionTable, annotations: Annotations, metrics: Metrics) -
 
 def percent(result: Measured) -> dict[str, float | None]:
     """The numbers in percent, the most telling first; None for what no object allows to measure."""
-    return {name: _percent(value) for name, value in result.summary.items()}
+    return {name: tables.percent(value) for name, value in result.summary.items()}
 
 
 def percent_per_class(result: Measured, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
@@ -106,7 +105,7 @@ def percent_per_class(result: Measured, names: Sequence[str]) -> dict[str, dict[
     if isinstance(result, CrowdResult):
         return {}
     return {
-        name: {metric: _percent(result.per_class[metric][i]) for metric in PER_CLASS}
+        name: {metric: tables.percent(result.per_class[metric][i]) for metric in PER_CLASS_NAMES}
         for i, name in enumerate(names)
     }
 
@@ -137,7 +136,3 @@ def _as_columns(batch: Batch, found: list[Detections]) -> list[tuple[NDArray[Any
             )
         )
     return columns
-
-
-def _percent(value: float) -> float | None:
-    return None if value < 0 else float(value) * 100

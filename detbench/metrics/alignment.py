@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detbench.metrics.coco import DetectionTable, GroundTruth, overlaps
 from detbench.metrics.matching import Floats, pairs_of_groups, run_starts
+from detbench.metrics.tables import DetectionTable, GroundTruth, overlaps
 
 
 @dataclass(frozen=True, eq=False)

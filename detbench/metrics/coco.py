@@ -18,11 +18,12 @@ from detbench.metrics.matching import (
     Bools,
     Floats,
     Ints,
+    close_pairs,
     greedy_choices,
-    pairs_of_groups,
     position_in_run,
     spread,
 )
+from detbench.metrics.tables import DetectionTable, GroundTruth, all_below, overlaps
 
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 PER_CLASS_NAMES = METRIC_NAMES[:6]
@@ -33,65 +34,6 @@ RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 MAX_DETECTIONS = (1, 10, 100)
 AREA_NAMES = ("all", "small", "medium", "large")
 AREA_LIMITS = np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]])
-
-
-@dataclass(frozen=True, eq=False)
-class GroundTruth:
-    """The objects of a data set, in any order; within an image the annotation file's order breaks ties.
-
-    Attributes:
-        image: (G,) index of each object's image; images in ascending order of their ids.
-        label: (G,) class index.
-        boxes_xywh: (G, 4) float64, pixels.
-        area: (G,) float64, square pixels; COCO gives the area of the mask here, not of the box.
-        iscrowd: (G,) bool.
-        num_images: images, with and without objects.
-        num_classes: classes, with and without objects.
-        image_area_factor: (num_images,) what areas of objects and detections are multiplied by before they
-            are compared with the size limits; None for 1.
-    """
-
-    image: Ints
-    label: Ints
-    boxes_xywh: Floats
-    area: Floats
-    iscrowd: Bools
-    num_images: int
-    num_classes: int
-    image_area_factor: Floats | None = None
-
-    def __post_init__(self) -> None:
-        count = len(self.image)
-        assert self.boxes_xywh.shape == (count, 4)
-        assert len(self.label) == len(self.area) == len(self.iscrowd) == count
-        assert self.image_area_factor is None or self.image_area_factor.shape == (self.num_images,)
-        assert _all_below(self.image, self.num_images)
-        assert _all_below(self.label, self.num_classes)
-
-    def scaled_areas(self, areas: Floats, image: Ints) -> Floats:
-        """Areas as they are compared with the size limits, given the image of each."""
-        return areas if self.image_area_factor is None else areas * self.image_area_factor[image]
-
-
-@dataclass(frozen=True, eq=False)
-class DetectionTable:
-    """The detections of a data set, in any order; of equal scores within an image the first counts first.
-
-    Attributes:
-        image: (N,) index of each detection's image, as in GroundTruth.
-        label: (N,) class index.
-        boxes_xywh: (N, 4) float64, pixels.
-        scores: (N,) float64, finite.
-    """
-
-    image: Ints
-    label: Ints
-    boxes_xywh: Floats
-    scores: Floats
-
-    def __post_init__(self) -> None:
-        assert self.boxes_xywh.shape == (len(self.image), 4)
-        assert len(self.label) == len(self.scores) == len(self.image)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,10 +89,6 @@ class CocoMatches:
         ignored[:, self.candidate] = self.candidate_ignored[index]
         return ignored
 
-    def average_precision(self, image_weights: Ints | None = None) -> float:
-        """AP alone, without the rest of `accumulate`: what a bootstrap asks for many times."""
-        return _mean_of_present(_precision(self, _rank(self, image_weights), AREA_NAMES.index("all")))
-
 
 @dataclass(frozen=True, eq=False)
 class CocoResult:
@@ -181,8 +119,8 @@ def match(truth: GroundTruth, detections: DetectionTable) -> CocoMatches:
     threshold at least. Objects that count come before ignored ones; of equal overlaps the later object
     wins; a crowd takes any number of detections, and its overlap is the part of the detection inside it.
     """
-    assert _all_below(detections.image, truth.num_images)
-    assert _all_below(detections.label, truth.num_classes)
+    assert all_below(detections.image, truth.num_images)
+    assert all_below(detections.label, truth.num_classes)
     group = detections.label * truth.num_images + detections.image
     kept = np.lexsort((-detections.scores, group))
     rank = position_in_run(group[kept])
@@ -266,32 +204,6 @@ def summarize(precision: Floats, recall: Floats) -> CocoResult:
     )
 
 
-def image_average_precision(matches: CocoMatches) -> Floats:
-    """AP of each image by itself, (num_images,): mean over the classes it has objects of, -1 if it has none.
-
-    For finding the images a detector does badly on; AP of the data set is not their mean.
-    """
-    counted = ~matches.object_ignored[AREA_NAMES.index("all")]
-    pair_of_object = matches.object_image * matches.num_classes + matches.object_label
-    pairs = np.unique(pair_of_object[counted])
-    pair_of_row = matches.image * matches.num_classes + matches.label
-    rows = np.flatnonzero(np.isin(pair_of_row, pairs))
-    rows = rows[np.argsort(pair_of_row[rows], kind="stable")]
-    each_pair_a_class = replace(
-        _take_rows(matches, rows),
-        num_classes=len(pairs),
-        label=np.searchsorted(pairs, pair_of_row[rows]),
-        object_image=matches.object_image[counted],
-        object_label=np.searchsorted(pairs, pair_of_object[counted]),
-        object_ignored=matches.object_ignored[:, counted],
-    )
-    of_pair = _precision(each_pair_a_class, _rank(each_pair_a_class, None), 0).mean(axis=(0, 1))
-    image = pairs // matches.num_classes
-    total = np.bincount(image, weights=of_pair, minlength=matches.num_images)
-    classes = np.bincount(image, minlength=matches.num_images)
-    return np.where(classes > 0, total / np.maximum(classes, 1), -1.0)
-
-
 def _take_rows(matches: CocoMatches, rows: Ints) -> CocoMatches:
     """The same matches with only these detections, in this order."""
     candidates = _candidate_of_row(matches)[rows]
@@ -318,10 +230,6 @@ def _candidate_of_row(matches: CocoMatches) -> Ints:
     return candidate
 
 
-def _all_below(indices: Ints, limit: int) -> bool:
-    return bool(((indices >= 0) & (indices < limit)).all())
-
-
 def _mean_of_present(values: Floats) -> float:
     present = values[values > -1]
     return float(present.mean()) if present.size else -1.0
@@ -335,25 +243,16 @@ def _overlapping_pairs(truth: GroundTruth, group: Ints, boxes: Floats) -> tuple[
     """Pairs that may match: row of the detection, object, overlap; sorted by row, then by what it likes."""
     object_group = truth.label * truth.num_images + truth.image
     by_group = np.argsort(object_group, kind="stable")
-    blocks = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
-    for row, position in pairs_of_groups(group, object_group[by_group]):
-        item = by_group[position]
-        overlap = overlaps(boxes[row], truth.boxes_xywh[item], truth.iscrowd[item])
-        enough = overlap >= IOU_THRESHOLDS[0]
-        blocks.append((row[enough], item[enough], overlap[enough]))
-    row, item, overlap = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    objects, iscrowd = truth.boxes_xywh[by_group], truth.iscrowd[by_group]
+    row, position, overlap = close_pairs(
+        group,
+        object_group[by_group],
+        overlap=lambda row, position: overlaps(boxes[row], objects[position], iscrowd[position]),
+        is_close=lambda overlap: overlap >= IOU_THRESHOLDS[0],
+    )
+    item = by_group[position]
     order = np.lexsort((item, overlap, row))
     return row[order], item[order], overlap[order]
-
-
-def overlaps(detected: Floats, objects: Floats, iscrowd: Bools) -> Floats:
-    """IoU of each pair of boxes xywh, (P,); for a crowd the share of the detection (maskApi.c, bbIou)."""
-    low = np.maximum(detected[:, :2], objects[:, :2])
-    sides = np.minimum(detected[:, :2] + detected[:, 2:], objects[:, :2] + objects[:, 2:]) - low
-    intersection = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)
-    detected_area = detected[:, 2] * detected[:, 3]
-    union = np.where(iscrowd, detected_area, detected_area + objects[:, 2] * objects[:, 3] - intersection)
-    return np.divide(intersection, union, out=np.zeros(len(union)), where=intersection > 0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detbench.metrics.coco import DetectionTable, GroundTruth
-from detbench.metrics.matching import Bools, Floats, Ints, greedy_choices, pairs_of_groups
+from detbench.metrics.matching import Bools, Floats, Ints, close_pairs, greedy_choices, pairs_of_groups
+from detbench.metrics.tables import DetectionTable, GroundTruth
 
 METRIC_NAMES = ("AP50", "mMR", "recall", "JI")
 
@@ -128,12 +128,12 @@ def _prepare(truth: GroundTruth, detections: DetectionTable, image_sizes: Ints) 
     object_boxes = _clipped(truth.boxes_xywh[objects], image_sizes[object_image])
     region_boxes = _clipped(truth.boxes_xywh[regions], image_sizes[region_image])
 
-    blocks = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
-    for row, item in pairs_of_groups(image, object_image):
-        overlap = _iou(boxes[row], object_boxes[item])
-        enough = overlap > OVERLAP
-        blocks.append((row[enough], item[enough], overlap[enough]))
-    row, item, overlap = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    row, item, overlap = close_pairs(
+        image,
+        object_image,
+        overlap=lambda row, item: _iou(boxes[row], object_boxes[item]),
+        is_close=lambda overlap: overlap > OVERLAP,
+    )
     order = np.lexsort((-item, overlap, row))  # of equal overlaps the first object wins: it comes last
     return _Scene(
         num_images=truth.num_images,

@@ -25,8 +25,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detbench.metrics.coco import CocoMatches, DetectionTable, GroundTruth, interpolate, match, overlaps
-from detbench.metrics.matching import Bools, Floats, Ints, greedy_choices, pairs_of_groups, run_starts
+from detbench.metrics.coco import CocoMatches, interpolate, match
+from detbench.metrics.matching import Bools, Floats, Ints, close_pairs, greedy_choices, run_starts
+from detbench.metrics.tables import DetectionTable, GroundTruth, overlaps
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
 
@@ -282,10 +283,10 @@ def _image_pairs(
         least: IoU.
     """
     no_crowd = np.zeros(1, bool)
-    blocks = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
-    for row, item in pairs_of_groups(image, truth.image[objects]):
-        overlap = overlaps(boxes[row], truth.boxes_xywh[objects[item]], no_crowd)
-        enough = overlap >= least
-        blocks.append((row[enough], item[enough], overlap[enough]))
-    row, item, overlap = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    return row, item, overlap
+    object_boxes = truth.boxes_xywh[objects]
+    return close_pairs(
+        image,
+        truth.image[objects],
+        overlap=lambda row, item: overlaps(boxes[row], object_boxes[item], no_crowd),
+        is_close=lambda overlap: overlap >= least,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,33 @@ def pairs_of_groups(left: Ints, right: Ints) -> Iterator[tuple[Ints, Ints]]:
         block = slice(begin, end)
         yield np.repeat(np.arange(begin, end), lengths[block]), spread(starts[block], lengths[block])
         begin = end
+
+
+def close_pairs(
+    left: Ints,
+    right: Ints,
+    *,
+    overlap: Callable[[Ints, Ints], Floats],
+    is_close: Callable[[Floats], Bools],
+) -> tuple[Ints, Ints, Floats]:
+    """Those of all pairs with equal group number that overlap enough, without ever holding all of them.
+
+    Args:
+        left: (N,) group numbers, ascending.
+        right: (M,) group numbers, ascending.
+        overlap: of pairs, given indices into left and into right.
+        is_close: which overlaps are enough.
+
+    Returns:
+        Indices into left and into right, ordered by both, and the overlap, (P,) each.
+    """
+    blocks = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
+    for i, j in pairs_of_groups(left, right):
+        of_pairs = overlap(i, j)
+        close = is_close(of_pairs)
+        blocks.append((i[close], j[close], of_pairs[close]))
+    i, j, of_pairs = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    return i, j, of_pairs
 
 
 def greedy_choices(

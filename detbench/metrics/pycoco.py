@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from detbench.metrics.coco import METRIC_NAMES, CocoResult, DetectionTable, GroundTruth, summarize
+from detbench.metrics.coco import METRIC_NAMES, CocoResult, summarize
 from detbench.metrics.matching import Bools, Floats, Ints
+from detbench.metrics.tables import DetectionTable, GroundTruth
 
 
 def evaluate(truth: GroundTruth, detections: DetectionTable) -> CocoResult:

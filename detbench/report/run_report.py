@@ -17,10 +17,11 @@ from detbench.data.truth import ground_truth
 from detbench.errors import DataError, DetbenchError
 from detbench.metrics import crowd, errors
 from detbench.metrics.alignment import Alignment, measure
-from detbench.metrics.coco import CocoResult, DetectionTable, accumulate
+from detbench.metrics.coco import CocoResult, accumulate
 from detbench.metrics.crowd import CrowdResult
 from detbench.metrics.errors import KINDS, Costs, Errors
 from detbench.metrics.matching import Floats, Ints
+from detbench.metrics.tables import DetectionTable, percent
 from detbench.parts.data import Data
 from detbench.parts.part import read_part
 from detbench.parts.test import CocoMetrics, Test
@@ -79,13 +80,13 @@ class RunReport:
     def metrics(self) -> dict[str, float | None]:
         """The run's own numbers in percent, by the metrics that it is tested with."""
         if self.crowd is not None:
-            return {name: _percent(value) for name, value in self.crowd.summary.items()}
+            return {name: percent(value) for name, value in self.crowd.summary.items()}
         return self.coco
 
     @property
     def coco(self) -> dict[str, float | None]:
         """COCO's numbers in percent."""
-        return {name: _percent(self.measured.summary[name]) for name in SHOWN}
+        return {name: percent(self.measured.summary[name]) for name in SHOWN}
 
     def worst(self, count: int) -> list[int]:
         """The images with the lowest F1, of equal ones those with more errors first; none without an error."""
@@ -98,7 +99,7 @@ class RunReport:
 
     def class_metrics(self, k: int) -> dict[str, float | None]:
         """AP and its kin of a class in percent; None for a class without objects."""
-        return {name: _percent(self.measured.per_class[name][k]) for name in SHOWN}
+        return {name: percent(self.measured.per_class[name][k]) for name in SHOWN}
 
     def curve(self, iou: float, k: int | None = None) -> list[float] | None:
         """Precision at COCO's 101 recall points, of one class or the mean of those with objects; None without."""
@@ -288,7 +289,3 @@ def _aligned(found: Alignment) -> str:
 def number_text(value: float | None) -> str:
     """A number in percent, or a dash for none."""
     return "–" if value is None else f"{value:.1f}"
-
-
-def _percent(fraction: float) -> float | None:
-    return None if fraction < 0 else 100 * float(fraction)

@@ -12,7 +12,7 @@ from detbench.engine.evaluate import measure, percent
 from detbench.engine.run import run_experiment
 from detbench.errors import DataError
 from detbench.metrics import crowd
-from detbench.metrics.coco import DetectionTable
+from detbench.metrics.tables import DetectionTable
 from detbench.parts.data import CrowdHuman, Drawn
 from detbench.parts.experiment import Experiment
 from detbench.recipe_text import Scale

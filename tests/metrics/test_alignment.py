@@ -7,7 +7,7 @@ import pytest
 
 from detbench.metrics import matching
 from detbench.metrics.alignment import measure
-from detbench.metrics.coco import DetectionTable, GroundTruth
+from detbench.metrics.tables import DetectionTable, GroundTruth
 
 
 def truth_of(image: list[int], label: list[int], boxes: list[list[float]], crowd: list[int]) -> GroundTruth:

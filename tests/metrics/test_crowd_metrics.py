@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from detbench.metrics import crowd
-from detbench.metrics.coco import DetectionTable, GroundTruth
+from detbench.metrics.tables import DetectionTable, GroundTruth
 
 
 def scene(

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from detbench.metrics import coco
-from detbench.metrics.coco import DetectionTable, GroundTruth
 from detbench.metrics.errors import IGNORED, KINDS, RIGHT, Errors, analyse, confusion
+from detbench.metrics.tables import DetectionTable, GroundTruth
 
 CAT, DOG, COW = range(3)
 # A square of side 10 shifted by s overlaps the one at 0 with IoU (10 - s) / (10 + s).

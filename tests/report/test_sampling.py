@@ -12,7 +12,7 @@ from test_collect import finish
 from detbench import recipes
 from detbench.data.sources import read_splits
 from detbench.data.truth import ground_truth
-from detbench.metrics import coco
+from detbench.metrics import coco, tables
 from detbench.recipes import Context
 from detbench.report import build, collect, sampling
 from detbench.results import DETECTIONS
@@ -33,7 +33,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
-def truth_of(store: Store) -> coco.GroundTruth:
+def truth_of(store: Store) -> tables.GroundTruth:
     recipe = recipes.load("quickstart")
     experiment = recipes.resolve(recipe, recipe.rows["FCOS"], Context("smoke", overrides=OVERRIDES))
     return ground_truth(read_splits(experiment.data.source, store.cache).val, experiment.test.metrics)
@@ -63,8 +63,8 @@ def test_a_single_seed_has_the_interval_of_a_bootstrap_by_hand(
     scores = []
     for result in (own, baseline):
         with np.load(store.folder(result.digest, 0) / DETECTIONS) as arrays:
-            matches = coco.match(truth_of(store), coco.DetectionTable(**arrays))
-        scores.append([100 * matches.average_precision(of_image) for of_image in weights])
+            matches = coco.match(truth_of(store), tables.DetectionTable(**arrays))
+        scores.append([100 * coco.accumulate(matches, of_image).summary["AP"] for of_image in weights])
     expected = bootstrap_interval(0.0, np.subtract(*scores))
     row = next(row for row in table.rows if row.label == "FCOS")
     found = row.cells[0].difference
