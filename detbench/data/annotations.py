@@ -20,7 +20,7 @@ from detbench.errors import DataError
 SPLITS = ("train", "val")
 
 # A cached file of another version is built anew.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 # What NumPy and zipfile raise for a damaged archive, depending on where the damage is.
 _DAMAGED = (OSError, EOFError, KeyError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
@@ -80,7 +80,7 @@ class Annotations:
         offsets: (I + 1,) int64; image i owns annotations offsets[i] to offsets[i + 1].
         annotation_ids: (A,) int64 or text.
         boxes: (A, 4) float64 xywh pixels, as in the file: neither clipped nor cleared of empty boxes.
-        labels: (A,) int64 class indices from 0.
+        labels: (A,) int32 class indices from 0: one for every box of the data, kept as long as it is open.
         areas: (A,) float64 square pixels; the box's area where the file gives none.
         iscrowd: (A,) bool.
         category_ids: (C,) int64 or text, of each class.
@@ -96,7 +96,7 @@ class Annotations:
     offsets: NDArray[np.int64]
     annotation_ids: NDArray[Any]
     boxes: NDArray[np.float64]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int32]
     areas: NDArray[np.float64]
     iscrowd: NDArray[np.bool_]
     category_ids: NDArray[Any]

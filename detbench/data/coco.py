@@ -90,9 +90,8 @@ def inspect_annotations(path: Path) -> tuple[Annotations, list[Problem]]:
     Raises:
         DataError: there is no such file, it isn't JSON, or it lacks images, annotations or categories.
     """
-    content = read_bytes(path)
     with _no_collection():
-        return _inspected(path, hashlib.sha256(content).hexdigest(), _json(path, content))
+        return _inspected(path, *_parsed(path))
 
 
 def find_unlabelled(root: Path) -> SplitFiles:
@@ -125,11 +124,9 @@ def read_images(path: Path, *, cache: Path | None) -> Annotations:
 
 
 def _inspected_images(path: Path) -> tuple[Annotations, list[Problem]]:
-    content = read_bytes(path)
     with _no_collection():
-        images = _json(path, content, keys=("images",))["images"]
-        tree: dict[str, list[Any]] = {"images": images, "annotations": [], "categories": []}
-        return _inspected(path, hashlib.sha256(content).hexdigest(), tree)
+        sha256, tree = _parsed(path, keys=("images",))
+        return _inspected(path, sha256, {"images": tree["images"], "annotations": [], "categories": []})
 
 
 def read_in_file_order(path: Path) -> tuple[Annotations, list[int | str]]:
@@ -138,10 +135,9 @@ def read_in_file_order(path: Path) -> tuple[Annotations, list[int | str]]:
     Raises:
         DataError: the file can't be read as COCO annotations; names the first record at fault.
     """
-    content = read_bytes(path)
     with _no_collection():
-        tree = _json(path, content)
-        annotations = without_problems(*_inspected(path, hashlib.sha256(content).hexdigest(), tree))
+        sha256, tree = _parsed(path)
+        annotations = without_problems(*_inspected(path, sha256, tree))
     # None only of a record that is at fault, and there is none.
     return annotations, cast("list[int | str]", [as_id(record["id"]) for record in tree["images"]])
 
@@ -167,9 +163,11 @@ def _inspected(path: Path, sha256: str, tree: Mapping[str, list[Any]]) -> tuple[
     ), problems
 
 
-def _json(
-    path: Path, content: bytes, keys: Sequence[str] = ("images", "annotations", "categories")
-) -> Mapping[str, list[Any]]:
+def _parsed(
+    path: Path, keys: Sequence[str] = ("images", "annotations", "categories")
+) -> tuple[str, Mapping[str, list[Any]]]:
+    """SHA-256 of a file, hexadecimal, and its lists."""
+    content = read_bytes(path)
     try:
         try:
             tree = _loads(_OUTLINE.sub(b'"segmentation":0', content))
@@ -190,7 +188,7 @@ def _json(
             f"{path}: no COCO annotation file. Expected an object with {_lists(keys)}, "
             f"found {found or 'an empty object'}."
         )
-    return tree
+    return hashlib.sha256(content).hexdigest(), tree
 
 
 def _lists(keys: Sequence[str]) -> str:
@@ -339,7 +337,7 @@ def _bulk_columns(
         "image_idx": image_idx,
         "annotation_ids": _id_column(keys),
         "boxes": flat,
-        "labels": labels,
+        "labels": labels.astype(np.int32),
         "areas": area,
         "iscrowd": np.fromiter(map(bool, crowds), np.bool_, count=len(crowds)),
     }

@@ -79,7 +79,7 @@ class DetectionData:
         return Sample(
             image=result.image,
             boxes=result.boxes,
-            labels=torch.from_numpy(self.annotations.labels[objects])[result.kept],
+            labels=torch.from_numpy(self.annotations.labels[objects]).long()[result.kept],
             original_size=self.annotations.size(index),
             image_index=index,
             name=self.annotations.file_name(index),

@@ -109,7 +109,7 @@ def inspect_annotations(files: SplitFiles, *, boxes: BoxKind) -> tuple[Annotatio
         offsets=np.concatenate([[0], np.cumsum([len(image.objects) for image in images])]).astype(np.int64),
         annotation_ids=np.array([found.number for found in objects], dtype=np.int64),
         boxes=columns,
-        labels=np.zeros(len(objects), dtype=np.int64),
+        labels=np.zeros(len(objects), dtype=np.int32),
         areas=columns[:, 2] * columns[:, 3],
         iscrowd=np.array([found.ignored for found in objects], dtype=np.bool_),
         category_ids=np.array([1]),

@@ -42,10 +42,9 @@ def read_splits(source: Source, cache: Path, *, progress: Callable[[int, int], N
     Raises:
         DataError: the data can't be read.
     """
-    if isinstance(source, Drawn):
-        source = source_in(str(materialise(source, cache, progress=progress)))
-    layout = find_layout(source)
-    return Splits(Path(source.root), layout, *(_read(source, layout[split], cache) for split in SPLITS))
+    folder = _folder(source, cache, progress)
+    layout = find_layout(folder)
+    return Splits(Path(folder.root), layout, *(_read(folder, layout[split], cache) for split in SPLITS))
 
 
 def read_unlabelled(
@@ -58,12 +57,11 @@ def read_unlabelled(
     Raises:
         DataError: the data can't be read.
     """
-    if isinstance(source, Drawn):
-        source = source_in(str(materialise(source, cache, progress=progress)))
-    if isinstance(source, CrowdHuman):
-        files = find_layout(source).train
-        return _read(source, files, cache), files.images
-    files = coco.find_unlabelled(Path(source.root))
+    folder = _folder(source, cache, progress)
+    if isinstance(folder, CrowdHuman):
+        files = find_layout(folder).train
+        return _read(folder, files, cache), files.images
+    files = coco.find_unlabelled(Path(folder.root))
     return coco.read_images(files.annotations, cache=cache), files.images
 
 
@@ -86,6 +84,13 @@ def inspect(source: Folder, files: SplitFiles) -> tuple[Annotations, list[Proble
     if isinstance(source, CrowdHuman):
         return odgt.inspect_annotations(files, boxes=source.boxes)
     return coco.inspect_annotations(files.annotations)
+
+
+def _folder(source: Source, cache: Path, progress: Callable[[int, int], None] | None) -> Folder:
+    """A source as it lies on disk; drawn data is written first where it isn't yet."""
+    if isinstance(source, Drawn):
+        return source_in(str(materialise(source, cache, progress=progress)))
+    return source
 
 
 def _read(source: Folder, files: SplitFiles, cache: Path) -> Annotations:

@@ -15,7 +15,12 @@ def ground_truth(annotations: Annotations, metrics: CocoMetrics | CrowdMetrics) 
     if metrics.kind == "coco" and metrics.size_limits == "relative":
         factor = 640.0 * 480.0 / (annotations.widths * annotations.heights.astype(np.float64))
     return GroundTruth(
-        image=annotations.image_idx, label=annotations.labels, boxes_xywh=annotations.boxes, area=annotations.areas,
-        iscrowd=annotations.iscrowd, num_images=annotations.num_images,
-        num_classes=len(annotations.category_names), image_area_factor=factor,
-    )  # fmt: skip
+        image=annotations.image_idx,
+        label=annotations.labels.astype(np.int64),
+        boxes_xywh=annotations.boxes,
+        area=annotations.areas,
+        iscrowd=annotations.iscrowd,
+        num_images=annotations.num_images,
+        num_classes=len(annotations.category_names),
+        image_area_factor=factor,
+    )
