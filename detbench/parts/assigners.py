@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 @part
-class Hungarian:
-    """One-to-one matching of least total cost (DETR; OneNet; DATE's "cost matcher", spec 2.2).
+class PairCost:
+    """What it costs to let a prediction answer for an object (DETR; spec 0).
 
-    cost = cost_class * focal cost + cost_bbox * L1 of normalised boxes + cost_giou * (-GIoU in pixels).
+    cost_class * focal cost + cost_bbox * L1 of normalised boxes + cost_giou * (-GIoU).
 
     Attributes:
         cost_class: weight of the focal classification cost.
@@ -24,20 +24,37 @@ class Hungarian:
         cost_giou: weight of the negative GIoU.
         focal_alpha: alpha of the focal cost.
         focal_gamma: gamma of the focal cost.
-        focal_eps: added inside the logarithms (1e-12 mmdetection, 1e-8 OneNet's repository).
-        box_format: of the normalised boxes in the L1 term ("cxcywh" DATE, "xyxy" OneNet's repository).
-        giou_eps: clamp of union and enclosing area.
+        focal_eps: added inside the logarithms (1e-12 mmdetection, 1e-8 OneNet's repository and query detectors).
     """
 
-    kind: Literal["hungarian"] = "hungarian"
+    kind: str
     cost_class: NonNegative = 2.0
     cost_bbox: NonNegative = 5.0
     cost_giou: NonNegative = 2.0
     focal_alpha: Fraction = 0.25
     focal_gamma: NonNegative = 2.0
-    focal_eps: Positive = 1e-12
+    focal_eps: Positive = 1e-8
+
+
+@part
+class DenseCost(PairCost):
+    """The same of predictions in pixels.
+
+    Attributes:
+        box_format: of the normalised boxes in the L1 term ("cxcywh" DATE, "xyxy" OneNet's repository).
+        giou_eps: clamp of union and enclosing area.
+    """
+
     box_format: Literal["cxcywh", "xyxy"] = "cxcywh"
     giou_eps: Positive = 1e-6
+
+
+@part
+class Hungarian(DenseCost):
+    """One-to-one matching of least total cost (DETR; OneNet; DATE's "cost matcher", spec 2.2)."""
+
+    kind: Literal["hungarian"] = "hungarian"
+    focal_eps: Positive = 1e-12
 
     def __call__(self, predictions: DensePredictions, targets: Targets) -> Matches:
         """The matched pairs; min(Q, N) of them in an image of N objects."""
@@ -47,21 +64,11 @@ class Hungarian:
 
 
 @part
-class LeastCost:
-    """Each object takes its cheapest prediction; two objects may share one (OneNet's option, spec 2.1).
-
-    The fields are those of `Hungarian`.
-    """
+class LeastCost(DenseCost):
+    """Each object takes its cheapest prediction; two objects may share one (OneNet's option, spec 2.1)."""
 
     kind: Literal["least_cost"] = "least_cost"
-    cost_class: NonNegative = 2.0
-    cost_bbox: NonNegative = 5.0
-    cost_giou: NonNegative = 2.0
-    focal_alpha: Fraction = 0.25
-    focal_gamma: NonNegative = 2.0
-    focal_eps: Positive = 1e-8
     box_format: Literal["cxcywh", "xyxy"] = "xyxy"
-    giou_eps: Positive = 1e-6
 
     def __call__(self, predictions: DensePredictions, targets: Targets) -> Matches:
         """One pair for each object."""
@@ -233,18 +240,12 @@ class Rank:
 
 
 @part
-class QueryHungarian:
+class QueryHungarian(PairCost):
     """Matching of query predictions of least total cost, each layer by itself (DETR; spec 1.8, 4.1).
 
-    cost = cost_class * focal cost + cost_bbox * L1 + cost_giou * (-GIoU), on normalised cxcywh boxes.
+    Boxes are normalised cxcywh.
 
     Attributes:
-        cost_class: weight of the focal classification cost.
-        cost_bbox: weight of the L1 distance.
-        cost_giou: weight of the negative GIoU.
-        focal_alpha: alpha of the focal cost.
-        focal_gamma: gamma of the focal cost.
-        focal_eps: added inside the logarithms.
         iou_eps: added to union and hull (0 Deformable-DETR, 1e-6 DINO).
         copies: how often each object is repeated, so many distinct queries answer for it (H-DETR, Align-DETR).
         most_positive: copies are reduced, down to 1, until objects times copies are at most this share of the
@@ -257,12 +258,6 @@ class QueryHungarian:
     """
 
     kind: Literal["query_hungarian"] = "query_hungarian"
-    cost_class: NonNegative = 2.0
-    cost_bbox: NonNegative = 5.0
-    cost_giou: NonNegative = 2.0
-    focal_alpha: Fraction = 0.25
-    focal_gamma: NonNegative = 2.0
-    focal_eps: Positive = 1e-8
     iou_eps: NonNegative = 0.0
     copies: Count = 1
     most_positive: Fraction | None = None

@@ -293,8 +293,8 @@ class QueryGiou:
 
 
 @part
-class Align:
-    """Align Loss: focal loss with a soft target at matched queries (Align-DETR, Eq. 3 to 5; spec 4.3).
+class SoftTarget:
+    """A class loss whose target at matched queries joins score, box and pair weight (Align-DETR, Eq. 2, 4; spec 4.3).
 
     target = pair weight * max(score^quality_alpha * IoU^(1 - quality_alpha), quality_floor)
 
@@ -305,13 +305,20 @@ class Align:
         iou_eps: added to the union.
     """
 
-    kind: Literal["align"] = "align"
+    kind: str
     weight: NonNegative = 1.0
     gamma: NonNegative = 2.0
     quality_alpha: Fraction = 0.25
     quality_floor: Fraction = 0.01
     iou_eps: NonNegative = 1e-6
     divide_by: DivideBy = "objects"
+
+
+@part
+class Align(SoftTarget):
+    """Align Loss: focal loss with a soft target at matched queries (Align-DETR, Eq. 3 to 5; spec 4.3)."""
+
+    kind: Literal["align"] = "align"
 
     def __call__(self, supervision: QuerySupervision) -> Tensor:
         """The sum, not yet weighed or divided."""
@@ -327,19 +334,13 @@ class Align:
 
 
 @part
-class IaBce:
+class IaBce(SoftTarget):
     """The Align loss as released: cross-entropy without focal factors at matched queries (spec 4.3).
 
-    The fields are those of `Align`; gamma acts on the background alone.
+    Its gamma acts on the background alone.
     """
 
     kind: Literal["ia_bce"] = "ia_bce"
-    weight: NonNegative = 1.0
-    gamma: NonNegative = 2.0
-    quality_alpha: Fraction = 0.25
-    quality_floor: Fraction = 0.01
-    iou_eps: NonNegative = 1e-6
-    divide_by: DivideBy = "objects"
 
     def __call__(self, supervision: QuerySupervision) -> Tensor:
         """The sum, not yet weighed or divided."""

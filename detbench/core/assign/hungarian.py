@@ -14,7 +14,7 @@ from detbench.core.types import Matches
 
 if TYPE_CHECKING:
     from detbench.core.types import DensePredictions, Targets
-    from detbench.parts.assigners import Hungarian, LeastCost
+    from detbench.parts.assigners import DenseCost, Hungarian, LeastCost
 
 
 @torch.no_grad()
@@ -126,7 +126,7 @@ def solve(
     return Matches(image_idx, pred_idx, target_idx, copies=copies)
 
 
-def _cost(rule: Hungarian | LeastCost, predictions: DensePredictions, targets: Targets) -> Tensor:
+def _cost(rule: DenseCost, predictions: DensePredictions, targets: Targets) -> Tensor:
     return pair_cost(
         predictions.pred_logits,
         predictions.pred_boxes,
