@@ -14,7 +14,7 @@ from rich.table import Table
 from detbench.errors import DataError, RecipeError
 from detbench.parts.part import flatten, plain
 from detbench.recipe_text import Row
-from detbench.recipes import Context, Recipe, changes, load, resolve, settings, short, slug
+from detbench.recipes import Context, Recipe, changes, resolve, settings, short, slug
 from detbench.results import read_request, read_result
 from detbench.runs import Cell, estimate, progress
 from detbench.store import Store, state_of
@@ -147,7 +147,7 @@ def plan_tree(cells: Sequence[Cell], chosen: Chosen, store: Store) -> dict[str, 
         state = cell.state
         expected = None
         if state != "finished" and not trained:
-            expected = estimate(cell, load(cell.places[0][0]), store=store)
+            expected = estimate(cell, store=store)
         entries.append(
             {
                 "rows": [f"{short(name)}: {label}{cell.fold}" for name, label in cell.places],

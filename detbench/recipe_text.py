@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from detbench.parts.part import Count, part
+from detbench.parts.part import Count, Positive, part
 
 Value = bool | int | float | str
 Scale = Literal["smoke", "cpu", "gpu", "paper"]
@@ -180,11 +180,14 @@ class Variant:
         use: the variant that this one starts from.
         set: what it changes.
         scale: changes that hold at one scale only.
+        step_time: of training, over that of the base's `Reference`, where it was measured; None for what the variant
+            has that this one starts from, or 1.
     """
 
     use: str = ""
     set: dict[str, Any]
     scale: dict[Scale, dict[str, Any]] = Field(default_factory=dict)
+    step_time: Positive | None = None
 
 
 @part

@@ -284,6 +284,12 @@ def base_of(recipe: Recipe) -> BaseText:
     return _load_base(recipes_dir() / "_base" / f"{recipe.head.base}.toml")
 
 
+def step_time(recipe: Recipe, row: Row) -> float:
+    """A training step of a row over the one that its base's estimates are of, as far as its variant says."""
+    variants = _variants(base_of(recipe), row.use, where=f"{recipe.name}, row '{row.label}'")
+    return next((v.step_time for v in reversed(variants) if v.step_time is not None), 1.0)
+
+
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
     """`over` laid on `under`. Dotted keys reach into tables; a table of another `kind` replaces."""
     out = dict(under)

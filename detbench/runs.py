@@ -12,7 +12,7 @@ from detbench.parts.data import Source
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import plain
 from detbench.recipe_text import Row
-from detbench.recipes import Context, Recipe, base_of, folds_of, named_row, resolve
+from detbench.recipes import Context, Recipe, base_of, folds_of, load, named_row, resolve, step_time
 from detbench.results import REQUEST, read_curve, read_request
 from detbench.store import State, Store, state_of, write_request
 
@@ -233,8 +233,10 @@ class Estimate:
     source: str
 
 
-def estimate(cell: Cell, recipe: Recipe, *, store: Store) -> Estimate | None:
+def estimate(cell: Cell, *, store: Store) -> Estimate | None:
     """Time, memory and disk of a cell; None where neither this store nor the base has a measurement to go by."""
+    name, label = cell.places[0]
+    recipe = load(name)
     reference = base_of(recipe).estimate.get(cell.context.scale)
     schedule = cell.experiment.schedule
     if reference is None or schedule.unit != "steps":
@@ -246,7 +248,7 @@ def estimate(cell: Cell, recipe: Recipe, *, store: Store) -> Estimate | None:
         per_step = sum(r.seconds["train"] / r.steps for r in ours) / len(ours)
         source = f"{len(ours)} finished runs of this store"
     else:
-        per_image = reference.seconds_per_step / reference.batch
+        per_image = reference.seconds_per_step / reference.batch * step_time(recipe, recipe.rows[label])
         per_step, source = per_image * _images_per_step(cell.experiment), reference.hardware
     minutes = (steps * per_step + cell.experiment.training.evaluations * reference.seconds_per_test) / 60
     return Estimate(minutes, reference.memory_mb, reference.disk_mb, source)

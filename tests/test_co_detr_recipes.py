@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 
-from detbench import recipes
+from detbench import recipes, runs
 from detbench.core.assign.query_hungarian import query_cost
 from detbench.core.supervise import supervise
 from detbench.core.types import Matches, QueryPredictions, Targets
@@ -17,6 +18,7 @@ from detbench.parts.assigners import QueryHungarian
 from detbench.parts.experiment import Experiment
 from detbench.recipe_text import Scale
 from detbench.recipes import Context
+from detbench.store import Store
 
 TABLE4 = "sized-l1/table4"
 HEADS = {"atss", "rpn", "rcnn"}
@@ -104,3 +106,15 @@ def test_the_tested_detector_is_dino_on_five_levels() -> None:
     assert costs.infer.parameters == pytest.approx(47e6, rel=0.02)
     assert costs.infer.macs == pytest.approx(860e9, rel=0.05)
     assert costs.train.parameters > 1.5 * costs.infer.parameters
+
+
+def test_a_plan_expects_longer_steps_of_them_than_of_dino(tmp_path: Path) -> None:
+    def seconds(row: str) -> float:
+        store, settings = Store(tmp_path), ("training.evaluations=1", "schedule.length=1000")
+        (cell,) = runs.plan(recipes.select([row]), Context("cpu", None, settings), seeds=[0], store=store)
+        expected = runs.estimate(cell, store=store)
+        assert expected is not None
+        return expected.minutes * 60 - 16
+
+    assert seconds("align-detr/table1/dino-12-ep") == pytest.approx(140)
+    assert seconds("sized-l1/table4/co-detr") == pytest.approx(2.2 * 140)
