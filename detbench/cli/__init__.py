@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from detbench import __version__
-from detbench.cli import bench, checking, data, recipes, reporting, running, using
+from detbench.cli import bench, checking, data, recipes, reporting, running, using, weights
 from detbench.cli.console import error_tree, print_json, say
 from detbench.errors import DetbenchError
 
@@ -55,6 +55,7 @@ app.command("eval")(using.evaluate)
 app.command()(using.predict)
 app.command()(checking.doctor)
 app.add_typer(data.app, name="data")
+app.add_typer(weights.app, name="weights")
 app.add_typer(bench.app, name="bench")
 
 

@@ -19,7 +19,11 @@ from detbench.cli.options import (
 )
 
 _Run = Annotated[
-    str, typer.Argument(help="A finished run: its folder, or the start of its digest and /SEED.")
+    str,
+    typer.Argument(
+        help="A finished run: its folder, or the start of its digest and /SEED; or a .safetensors file that "
+        "`weights import` wrote."
+    ),
 ]
 
 
@@ -40,7 +44,7 @@ def evaluate(
 
     store = open_store(runs)
     chosen = machine.prepare(threads=threads or cores(), device=device)
-    trained = apply.load(store.get(run), device=chosen)
+    trained = apply.load_named(run, store, device=chosen)
     found = apply.evaluate(trained, data, cache=store.cache, workers=workers)
     if as_json:
         print_json(plain(found))
@@ -71,7 +75,7 @@ def predict(
     from detbench.workers import cores
 
     chosen = machine.prepare(threads=threads or cores(), device=device)
-    trained = apply.load(open_store(runs).get(run), device=chosen)
+    trained = apply.load_named(run, open_store(runs), device=chosen)
     found = apply.predict(trained, images, score=score)
     if out is not None:
         apply.draw(found, trained.class_names, out)

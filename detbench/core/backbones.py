@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Literal, cast
 
-import torch
 import torch.nn.functional as F
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
+from detbench.core.weights.files import read_checkpoint
+from detbench.core.weights.resnets import read_body
 from detbench.errors import DataError
 
 Features = tuple[Tensor, Tensor, Tensor, Tensor]
-
-_COUNTER = "num_batches_tracked"
 
 
 class Backbone(nn.Module):
@@ -184,76 +180,35 @@ def _halving_block(before: int, after: int) -> nn.Module:
 
 def _weights_of(weights: str, depth: int) -> tuple[str, Mapping[str, Tensor]]:
     """Where weights come from, as a message should call it, and the tensors themselves."""
-    if weights == "torchvision":
-        where = f"torchvision's ResNet-{depth} weights"
-        try:
-            # Version 1 throughout: it is what the papers started from, and all depths have it.
-            state = torchvision.models.get_weight(f"ResNet{depth}_Weights.IMAGENET1K_V1").get_state_dict(
-                progress=False, check_hash=True
-            )
-        except OSError as error:
+    if weights != "torchvision":
+        if not Path(weights).is_file():
             raise DataError(
-                f"{where}: couldn't be downloaded ({error}). Give the path of a checkpoint in "
-                "detector.backbone.weights, or 'none' to start from random weights."
-            ) from None
-        return where, state
-    path = Path(weights)
-    if not path.is_file():
-        raise DataError(
-            f"{weights}: no such file. detector.backbone.weights must be 'none', 'torchvision' or the path "
-            "of a .pth or .safetensors checkpoint."
-        )
+                f"{weights}: no such file. detector.backbone.weights must be 'none', 'torchvision' or the path "
+                "of a .pth, .pkl or .safetensors checkpoint."
+            )
+        return weights, read_checkpoint(Path(weights)).tensors
+    where = f"torchvision's ResNet-{depth} weights"
     try:
-        if path.suffix == ".safetensors":
-            return weights, load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
-        raise DataError(f"{weights}: can't be read as a checkpoint ({str(error).splitlines()[0]}).") from None
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise DataError(f"{weights}: holds no parameters; expected a dict of tensors by name.")
-    return weights, state
+        # Version 1 throughout: it is what the papers started from, and all depths have it.
+        state = torchvision.models.get_weight(f"ResNet{depth}_Weights.IMAGENET1K_V1").get_state_dict(
+            progress=False, check_hash=True
+        )
+    except OSError as error:
+        raise DataError(
+            f"{where}: couldn't be downloaded ({error}). Give the path of a checkpoint in "
+            "detector.backbone.weights, or 'none' to start from random weights."
+        ) from None
+    return where, state
 
 
 def _load(body: ResNet, state: Mapping[str, Tensor], *, where: str) -> None:
-    """Copies a checkpoint's tensors in, whatever prefix its names have.
+    """Copies a checkpoint's tensors in.
 
     Raises:
         DataError: names every kind of misfit.
     """
-    probe = "layer1.0.conv1.weight"
-    prefixes = [key.removesuffix(probe) for key in state if key.endswith(probe)]
-    prefix = min(prefixes, key=len, default="")
-    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    wanted = body.state_dict()
-    # The classifier isn't part of the body; a norm's counter of batches matters to no result.
-    found = {k: v for k, v in found.items() if not k.startswith("fc.") and not k.endswith(_COUNTER)}
-    expected = {k for k in wanted if not k.endswith(_COUNTER)}
-    problems = [
-        _some("missing", sorted(expected - found.keys())),
-        _some("not part of this backbone", sorted(found.keys() - expected)),
-        _some(
-            "of another shape",
-            [
-                f"{k} {tuple(found[k].shape)} for {tuple(wanted[k].shape)}"
-                for k in sorted(expected & found.keys())
-                if found[k].shape != wanted[k].shape
-            ],
-        ),
-    ]
-    if any(problems):
-        raise DataError(
-            f"{where}: doesn't fit detector.backbone; " + "; ".join(p for p in problems if p)
-            + ". Check detector.backbone.depth."
-        )  # fmt: skip
-    body.load_state_dict(found, strict=False)
-
-
-def _some(what: str, names: list[str]) -> str:
-    """`3 missing (a, b, c)`, at most three names spelled out; empty for none."""
-    if not names:
-        return ""
-    more = ", ..." if len(names) > 3 else ""
-    return f"{len(names)} {what} ({', '.join(names[:3])}{more})"
+    read = read_body(state, {name: tensor.shape for name, tensor in body.state_dict().items()})
+    if not read.fits:
+        problems = read.problems(left_over="not part of this backbone")
+        raise DataError(f"{where}: doesn't fit detector.backbone; {problems}. Check detector.backbone.depth.")
+    body.load_state_dict(read.tensors)

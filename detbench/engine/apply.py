@@ -1,8 +1,7 @@
-"""A finished run's model on images that are not its own: another data set (eval), or any files (predict)."""
+"""A finished run's model, or a published one, on images that are not its own: a data set (eval), files (predict)."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from detbench.data.pictures import Box, save, with_boxes
 from detbench.data.sources import read_splits
 from detbench.data.transforms import transformed
 from detbench.engine.evaluate import detect_in, measure, percent, percent_per_class, require_measurable
+from detbench.engine.published import build, read_about
 from detbench.errors import DataError, StoreError
 from detbench.metrics.tables import DetectionTable
 from detbench.parts.data import Coco, CrowdHuman, source_in
@@ -36,12 +36,12 @@ IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A finished run, ready to look at images.
+    """A finished run or a published detector, ready to look at images.
 
     Attributes:
-        name: "digest/seed".
+        name: "digest/seed", or the weights' file name.
         experiment: what was run.
-        model: with the run's weights.
+        model: with its weights.
         class_names: by class index.
         device: where the model is.
     """
@@ -58,7 +58,7 @@ class Evaluated:
     """What a model reaches on a data set that it wasn't trained for.
 
     Attributes:
-        run: "digest/seed".
+        run: the model's name, "digest/seed" of a run.
         data: the folder.
         num_images: of its validation split.
         metrics: in percent, as of a run.
@@ -89,21 +89,40 @@ def load(folder: Path, *, device: torch.device) -> Trained:
         names = read_splits(
             experiment.data.source, Store(folder.resolve().parent.parent).cache
         ).val.category_names
-    # The weights replace everything, also what a checkpoint of the body would bring.
-    detector = experiment.detector
-    backbone = detector.backbone
-    if backbone.kind == "resnet":
-        detector = dataclasses.replace(detector, backbone=dataclasses.replace(backbone, weights="none"))
-    model = detector.build(branches=experiment.branches, num_classes=len(names))
     weights = folder / (STUDENT if experiment.test.student else WEIGHTS)
     try:
-        model.load_state_dict(load_file(weights))
+        return _ready(f"{result.digest}/{result.seed}", experiment, names, weights, device)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise StoreError(
             f"{weights}: can't be used as the run's weights ({str(error).splitlines()[0]}); run it again"
         ) from None
-    model = model.to(device).to(memory_format=torch.channels_last).eval()
-    return Trained(f"{result.digest}/{result.seed}", experiment, model, names, device)
+
+
+def load_imported(path: Path, *, device: torch.device) -> Trained:
+    """The model of a file that `weights import` wrote.
+
+    Raises:
+        DataError: the file is another, or damaged.
+        RecipeError: its experiment is none that this version knows.
+    """
+    experiment, names = read_about(path)
+    try:
+        return _ready(path.name, experiment, names, path, device)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise DataError(
+            f"{path}: can't be used as weights ({str(error).splitlines()[0]}); import them again"
+        ) from None
+
+
+def load_named(name: str, store: Store, *, device: torch.device) -> Trained:
+    """The model that a user calls by a run's name or by the path of imported weights.
+
+    Raises:
+        StoreError, DataError, RecipeError: as `load` and `load_imported`.
+    """
+    if name.endswith(".safetensors"):
+        return load_imported(Path(name), device=device)
+    return load(store.get(name), device=device)
 
 
 def evaluate(trained: Trained, folder: Path, *, cache: Path, workers: int) -> Evaluated:
@@ -124,7 +143,7 @@ def evaluate(trained: Trained, folder: Path, *, cache: Path, workers: int) -> Ev
     unknown = [name for name in place_of if name not in trained.class_names]
     if unknown:
         raise DataError(
-            f"{splits.val.path}: has classes that run {trained.name} doesn't know ({_some(unknown)}); it knows "
+            f"{splits.val.path}: has classes that {trained.name} doesn't know ({_some(unknown)}); it knows "
             f"{_some(trained.class_names)}. Rename them, or leave them out"
         )
     data = _data(trained, source, splits.val, splits.layout.val.images, splits.root)
@@ -229,6 +248,16 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
             raise DataError(f"{path}: no image in this folder; expected files ending in {', '.join(IMAGES)}.")
         found += inside
     return found
+
+
+def _ready(
+    name: str, experiment: Experiment, class_names: tuple[str, ...], weights: Path, device: torch.device
+) -> Trained:
+    """The experiment's detector with the weights of a file, which replace all others."""
+    model: nn.Module = build(experiment, len(class_names))
+    model.load_state_dict(load_file(weights))
+    model = model.to(device).to(memory_format=torch.channels_last).eval()
+    return Trained(name, experiment, model, class_names, device)
 
 
 def _data(
