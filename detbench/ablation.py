@@ -18,7 +18,17 @@ from detbench.overrides import Tree, parse_value
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import canonical, closest, digest_of, plain
 from detbench.recipe_text import SCALES, Row, Sweep
-from detbench.recipes import Context, Recipe, find_param, load, merge, names, resolve, slug
+from detbench.recipes import (
+    Context,
+    Recipe,
+    find_param,
+    load,
+    merge,
+    names,
+    resolve,
+    resolve_if_possible,
+    slug,
+)
 from detbench.store import write_text
 
 
@@ -67,7 +77,7 @@ class Ablation:
 
     def defaults(self, context: Context) -> list[Experiment]:
         """What the values are changes of; nothing where the source says no whole experiment without them."""
-        found = (_experiment(self.source, row, context) for row in self.under)
+        found = (resolve_if_possible(self.source, row, context) for row in self.under)
         return [experiment for experiment in found if experiment is not None]
 
 
@@ -307,18 +317,10 @@ def _baseline_among(rows: Sequence[Row], recipe: Recipe, under: Sequence[Row], c
     """Label of the row that differences are taken to; "" for none, as of several series, each with its own."""
     if recipe.head.baseline in [row.label for row in rows]:
         return recipe.head.baseline
-    unchanged = _experiment(recipe, under[0], context)
+    unchanged = resolve_if_possible(recipe, under[0], context)
     if len(under) > 1 or unchanged is None:
         return ""
-    return next((row.label for row in rows if _experiment(recipe, row, context) == unchanged), "")
-
-
-def _experiment(recipe: Recipe, row: Row, context: Context) -> Experiment | None:
-    """What a row resolves to; None where it doesn't, which is told where the row is to be run."""
-    try:
-        return resolve(recipe, row, context)
-    except RecipeError:
-        return None
+    return next((row.label for row in rows if resolve_if_possible(recipe, row, context) == unchanged), "")
 
 
 def _combined(recipe: Recipe, axes: Sequence[Series], steps: Sequence[Step], start: Row | None) -> Row:
@@ -345,7 +347,7 @@ def _with_reported(recipe: Recipe, rows: Sequence[Row]) -> list[Row]:
     """The rows with the paper's numbers, where at its scale they are an experiment that it reports."""
 
     def spelled(row: Row) -> str | None:
-        experiment = _experiment(recipe, row, Context("paper"))
+        experiment = resolve_if_possible(recipe, row, Context("paper"))
         return None if experiment is None else canonical(plain(experiment))
 
     papers = {spelled(row): row for row in recipe.runnable()}

@@ -187,6 +187,14 @@ def resolve(recipe: Recipe, row: Row, context: Context) -> Experiment:
     return _resolve(recipe, row, context, ())
 
 
+def resolve_if_possible(recipe: Recipe, row: Row, context: Context) -> Experiment | None:
+    """As `resolve`; None for a row that is never run or doesn't go with the context: that is told where it is run."""
+    try:
+        return resolve(recipe, row, context)
+    except RecipeError:
+        return None
+
+
 def folds_of(recipe: Recipe, experiment: Experiment, context: Context) -> list[Experiment]:
     """The experiments that a row is the mean of: itself, or itself on each fold of labelled images.
 

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detbench.errors import StoreError
+from detbench.parts.data import Data
+from detbench.parts.part import read_part
+from detbench.parts.test import Test
 
 if TYPE_CHECKING:
     from detbench.metrics.tables import DetectionTable
@@ -59,6 +62,25 @@ class Result:
     commit: str
     weights_from: str
     finished: str
+
+    @property
+    def name(self) -> str:
+        """What the run is called by: "digest/seed"."""
+        return f"{self.digest}/{self.seed}"
+
+    @property
+    def data_part(self) -> Data:
+        """The data as recorded: readable also where the rest of the experiment is none that this version knows.
+
+        Raises:
+            RecipeError: it isn't readable either.
+        """
+        return read_part(Data, self.experiment["data"], where=f"{self.name}: data")
+
+    @property
+    def test_part(self) -> Test:
+        """The test as recorded; as `data_part`."""
+        return read_part(Test, self.experiment["test"], where=f"{self.name}: test")
 
 
 @dataclass(frozen=True)

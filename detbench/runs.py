@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,11 @@ def request(cell: Cell) -> None:
             "experiment": plain(cell.experiment),
         },
     )
+
+
+def context_of(asked: Mapping[str, Any]) -> Context:
+    """What the rows of a run were resolved with, from its request."""
+    return Context(asked["scale"], asked["data"], tuple(asked["overrides"]))
 
 
 def progress(folder: Path) -> Progress | None:

@@ -66,6 +66,11 @@ class Store:
 
     root: Path
 
+    @staticmethod
+    def around(folder: Path) -> Store:
+        """The store that a run's folder lies in."""
+        return Store(folder.resolve().parent.parent)
+
     @property
     def cache(self) -> Path:
         """Files that can be made again."""

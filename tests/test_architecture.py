@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "overrides": {"errors", "parts"},
     "recipe_text": {"parts"},
     "recipes": {"errors", "parts", "overrides", "recipe_text"},
-    "results": {"errors"},
+    "results": {"errors", "parts"},
     "store": {"errors", "results"},
     "runs": {"errors", "parts", "recipe_text", "recipes", "results", "store"},
     "workers": {"errors", "results", "runs", "store"},

@@ -86,12 +86,10 @@ def load(folder: Path, *, device: torch.device) -> Trained:
     experiment = read_experiment(result.experiment, where=str(folder))
     names = tuple(result.per_class)
     if not names:  # CrowdHuman's metrics have none by class
-        names = read_splits(
-            experiment.data.source, Store(folder.resolve().parent.parent).cache
-        ).val.category_names
+        names = read_splits(experiment.data.source, Store.around(folder).cache).val.category_names
     weights = folder / (STUDENT if experiment.test.student else WEIGHTS)
     try:
-        return _ready(f"{result.digest}/{result.seed}", experiment, names, weights, device)
+        return _ready(result.name, experiment, names, weights, device)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise StoreError(
             f"{weights}: can't be used as the run's weights ({str(error).splitlines()[0]}); run it again"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from detbench.core.cost import Cost, count
 from detbench.core.detectors import Detector
 from detbench.parts.data import Drawn
+from detbench.parts.detectors import untrained
 from detbench.parts.experiment import Experiment
 
 
@@ -47,9 +47,7 @@ def costs_of(experiment: Experiment, detector: Detector) -> Costs:
 
 def costs_untrained(experiment: Experiment, *, num_classes: int) -> Costs:
     """The costs of an experiment of which nothing is there, neither data nor weights."""
-    part = experiment.detector
-    if part.backbone.kind == "resnet":
-        part = dataclasses.replace(part, backbone=dataclasses.replace(part.backbone, weights="none"))
+    part = untrained(experiment.detector)
     with torch.device("meta"):
         detector = part.build(branches=experiment.branches, num_classes=num_classes)
     return costs_of(experiment, detector)

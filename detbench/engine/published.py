@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from detbench.core.weights.files import Checkpoint, read_checkpoint
 from detbench.core.weights.layout import ClassRows, Layout, Translation, translate
 from detbench.data import coco_classes
 from detbench.errors import DataError, RecipeError
+from detbench.parts.detectors import untrained
 from detbench.parts.experiment import Experiment, read_experiment
 from detbench.parts.part import closest, plain
 
@@ -232,10 +233,7 @@ def _shapes(
 
 def build(experiment: Experiment, num_classes: int) -> Detector:
     """An experiment's detector with random weights, also where its body would start from some."""
-    part = experiment.detector
-    if part.backbone.kind == "resnet":
-        part = replace(part, backbone=replace(part.backbone, weights="none"))
-    return part.build(branches=experiment.branches, num_classes=num_classes)
+    return untrained(experiment.detector).build(branches=experiment.branches, num_classes=num_classes)
 
 
 def _require_settings(layout: Layout, checkpoint: Checkpoint, experiment: Experiment, *, row: str) -> None:

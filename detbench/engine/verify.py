@@ -10,12 +10,10 @@ from pathlib import Path
 from detbench.data.annotations import Annotations
 from detbench.data.fingerprint import fingerprint
 from detbench.data.sources import read_splits
-from detbench.engine.evaluate import Metrics, measure, percent, percent_per_class
+from detbench.engine.evaluate import measure, percent, percent_per_class
 from detbench.errors import StoreError
-from detbench.parts.data import Data
 from detbench.parts.experiment import identity_of, training_digest_of
-from detbench.parts.part import digest_of, read_part
-from detbench.parts.test import Test
+from detbench.parts.part import digest_of
 from detbench.results import DETECTIONS, RESULT, Result, read_detections, read_request, read_result
 from detbench.store import Store, changed_files
 
@@ -62,16 +60,15 @@ def _check_contents(folder: Path) -> tuple[int, list[str]]:
     """How many numbers were worked out again, and what differs."""
     result = read_result(folder)
     problems = list(_check_digests(folder, result))
-    data = read_part(Data, result.experiment["data"], where=f"{folder}: data")
-    metrics = read_part(Test, result.experiment["test"], where=f"{folder}: test").metrics
-    cache = Store(folder.resolve().parent.parent).cache
+    data = result.data_part
+    cache = Store.around(folder).cache
     found = fingerprint(data.source, cache, unlabelled=data.unlabelled)
     if found != result.data["fingerprint"]:
         return 0, [
             *problems,
             f"data: recorded {result.data['fingerprint']}, found {found}; no number compared",
         ]
-    numbers, wrong = _check_numbers(folder, result, metrics, read_splits(data.source, cache).val)
+    numbers, wrong = _check_numbers(folder, result, read_splits(data.source, cache).val)
     return numbers, [*problems, *wrong]
 
 
@@ -81,7 +78,7 @@ def _check_digests(folder: Path, result: Result) -> Iterator[str]:
     pairs = {
         "digest": (result.digest, digest_of(identity_of(result.experiment, data))),
         "training_digest": (result.training_digest, training_digest_of(result.experiment, data)),
-        "folder": (f"{place.parent.name}/{place.name}", f"{result.digest}/{result.seed}"),
+        "folder": (f"{place.parent.name}/{place.name}", result.name),
     }
     for name, (recorded, found) in pairs.items():
         if recorded != found:
@@ -90,10 +87,8 @@ def _check_digests(folder: Path, result: Result) -> Iterator[str]:
         yield "experiment: the request and the result record different ones"
 
 
-def _check_numbers(
-    folder: Path, result: Result, metrics: Metrics, annotations: Annotations
-) -> tuple[int, list[str]]:
-    measured = measure(read_detections(folder / DETECTIONS), annotations, metrics)
+def _check_numbers(folder: Path, result: Result, annotations: Annotations) -> tuple[int, list[str]]:
+    measured = measure(read_detections(folder / DETECTIONS), annotations, result.test_part.metrics)
     per_class = percent_per_class(measured, annotations.category_names)
     expected = {"metrics": percent(measured)} | {f"per_class {name}": v for name, v in per_class.items()}
     recorded = {"metrics": result.metrics} | {f"per_class {name}": v for name, v in result.per_class.items()}

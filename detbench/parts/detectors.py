@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -241,3 +242,10 @@ class Query:
 
 Detector = Dense | Query
 """Every detector a recipe may name."""
+
+
+def untrained(detector: Detector) -> Detector:
+    """The same without its backbone's weights, for who brings all weights or needs none."""
+    if detector.backbone.kind != "resnet":
+        return detector
+    return replace(detector, backbone=replace(detector.backbone, weights="none"))

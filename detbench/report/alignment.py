@@ -10,8 +10,6 @@ import numpy as np
 from detbench.data.sources import read_splits
 from detbench.data.truth import ground_truth
 from detbench.metrics.alignment import Alignment, measure
-from detbench.parts.data import Data
-from detbench.parts.part import read_part
 from detbench.parts.test import CocoMetrics
 from detbench.recipes import slug
 from detbench.report.gather import Collected
@@ -30,8 +28,7 @@ def of_run(folder: Path) -> Alignment:
         DataError: its data is not where it was.
     """
     result = read_result(folder)
-    source = read_part(Data, result.experiment["data"], where=f"{folder}: data").source
-    splits = read_splits(source, Store(folder.parent.parent).cache)
+    splits = read_splits(result.data_part.source, Store.around(folder).cache)
     return measure(ground_truth(splits.val, CocoMetrics()), read_detections(folder / DETECTIONS))
 
 

@@ -16,11 +16,12 @@ from detbench.parts.data import Source
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import canonical, flatten, plain
 from detbench.recipe_text import Row
-from detbench.recipes import Context, Recipe, changes, folds_of, load, resolve, select, slug
+from detbench.recipes import Context, Recipe, changes, folds_of, load, resolve_if_possible, select, slug
 from detbench.report.folds import mean_curve, mean_result, mean_scores
 from detbench.report.gather import Collected, Entry
 from detbench.report.sampling import resampled_scores
 from detbench.results import RESULT, Result, read_curve, read_request, read_result
+from detbench.runs import context_of
 from detbench.store import Store
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def collect(
     finished = [folder for folder in store.folders() if (folder / RESULT).is_file()]
     requests = [read_request(folder) for folder in sorted(finished, key=lambda f: read_result(f).finished)]
     fingerprint = _fingerprints(store, requests)
-    contexts = dict.fromkeys(map(_context, requests))
+    contexts = dict.fromkeys(map(context_of, requests))
     if context is not None:
         contexts = {context: None}
     names = dict.fromkeys(place[0] for r in requests for place in r["places"])
@@ -86,7 +87,7 @@ def _left_out(
                 continue
             recipe, labels = rows[name]
             if label in labels or label not in recipe.rows:
-                stray.setdefault((name, _context(request)), {}).setdefault(label, []).append(request)
+                stray.setdefault((name, context_of(request)), {}).setdefault(label, []).append(request)
     for (name, context), by_label in stray.items():
         yield _stray_text(rows[name][0], context, by_label)
 
@@ -103,7 +104,10 @@ def _stray_text(recipe: Recipe, context: Context, by_label: dict[str, list[dict[
         row = shlex.join(
             [f"{recipe.name}/{slug(changed[0])}", *context.overrides, "--scale", context.scale, *data]
         )
-        pairs = [(by_label[label][0], _experiment(recipe, recipe.rows[label], context)) for label in changed]
+        pairs = [
+            (by_label[label][0], resolve_if_possible(recipe, recipe.rows[label], context))
+            for label in changed
+        ]
         text += (
             f" These rows mean another experiment now: {'; '.join(changed)} ({_since(pairs)}). "
             f"`detbench run {row}` runs one as it is now."
@@ -137,11 +141,6 @@ def _since(pairs: Iterable[tuple[dict[str, Any], Experiment | None]]) -> str:
         )
         or "the data has changed"
     )
-
-
-def _context(request: dict[str, Any]) -> Context:
-    """What the rows of a run were resolved with."""
-    return Context(request["scale"], request["data"], tuple(request["overrides"]))
 
 
 def _fingerprints(store: Store, requests: Iterable[dict[str, Any]]) -> Fingerprint:
@@ -185,10 +184,10 @@ def _table(
     recipe: Recipe, rows: Sequence[Row], context: Context, store: Store, fingerprint: Fingerprint
 ) -> Collected:
     baseline = recipe.rows.get(recipe.head.baseline)
-    under = _experiment(recipe, baseline, context)
+    under = None if baseline is None else resolve_if_possible(recipe, baseline, context)
 
     def entry(row: Row) -> Entry:
-        experiment = _experiment(recipe, row, context)
+        experiment = resolve_if_possible(recipe, row, context)
         data = None if experiment is None else fingerprint(experiment.data.source, experiment.data.unlabelled)
         folds = [] if experiment is None or data is None else folds_of(recipe, experiment, context)
         digests = tuple(fold.digest(data) for fold in folds if data is not None)
@@ -259,13 +258,3 @@ def _only(recipe: Recipe, rows: Sequence[Row]) -> Recipe:
         sweeps=tuple(sweep for sweep in sweeps if sweep.point),
         claims=tuple(claim for claim in recipe.claims if set(claim.rows) <= set(labels)),
     )
-
-
-def _experiment(recipe: Recipe, row: Row | None, context: Context) -> Experiment | None:
-    """A row's experiment; None for rows that don't run, or that the context's overrides don't fit."""
-    if row is None or row.quoted or recipe.needs(row):
-        return None
-    try:
-        return resolve(recipe, row, context)
-    except RecipeError:
-        return None

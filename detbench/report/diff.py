@@ -12,6 +12,7 @@ from detbench.parts.experiment import Experiment, read_experiment
 from detbench.recipe_text import Row
 from detbench.recipes import Context, Recipe, changes, load, named_row, names, resolve, slug
 from detbench.results import read_request, read_result
+from detbench.runs import context_of
 from detbench.store import Store
 
 Pair = tuple[Any, Any]
@@ -168,7 +169,7 @@ def _run(folder: Path) -> Side:
     record: dict[str, Any] = {"seed": result.seed, "scale": result.scale, "commit": result.commit}
     record |= {f"data.{key}": value for key, value in result.data.items()}
     record |= {f"environment.{key}": value for key, value in result.environment.items()}
-    context = Context(request["scale"], request["data"], tuple(request["overrides"]))
+    context = context_of(request)
     try:
         rows = [load(name).rows[label] for name, label in request["places"]]
     except (RecipeError, KeyError):
@@ -176,7 +177,7 @@ def _run(folder: Path) -> Side:
     else:
         ablated = frozenset(key for row in rows for key in _row_keys(row, context))
     experiment = read_experiment(result.experiment, where=str(folder))
-    return Side(f"{result.digest}/{result.seed}", experiment, ablated, record)
+    return Side(result.name, experiment, ablated, record)
 
 
 def _row_keys(row: Row, context: Context) -> Iterator[str]:

@@ -286,7 +286,7 @@ def _facts(report: RunReport) -> dict[str, str]:
     recorded = {name: number_text(value) for name, value in result.metrics.items()}
     return {
         "Rows": ", ".join(report.rows),
-        "Run": report.name,
+        "Run": result.name,
         "Scale": result.scale,
         "Data": result.data["name"],
         "Images": f"{report.annotations.num_images:,}",

@@ -22,9 +22,7 @@ from detbench.metrics.crowd import CrowdResult
 from detbench.metrics.errors import KINDS, Costs, Errors
 from detbench.metrics.matching import Floats, Ints
 from detbench.metrics.tables import DetectionTable, percent
-from detbench.parts.data import Data
-from detbench.parts.part import read_part
-from detbench.parts.test import CocoMetrics, Test
+from detbench.parts.test import CocoMetrics
 from detbench.recipes import short
 from detbench.results import DETECTIONS, Result, read_detections, read_request, read_result
 from detbench.store import Store
@@ -72,11 +70,6 @@ class RunReport:
     alignment: Alignment
 
     @property
-    def name(self) -> str:
-        """What the run is called by: its digest and seed."""
-        return f"{self.result.digest}/{self.result.seed}"
-
-    @property
     def metrics(self) -> dict[str, float | None]:
         """The run's own numbers in percent, by the metrics that it is tested with."""
         if self.crowd is not None:
@@ -119,8 +112,8 @@ def examine(folder: Path) -> RunReport:
         DataError: its data is not where it was, or not what it was.
     """
     result = read_result(folder)
-    data = read_part(Data, result.experiment["data"], where=f"{folder}: data")
-    cache = Store(folder.parent.parent).cache
+    data = result.data_part
+    cache = Store.around(folder).cache
     splits = read_splits(data.source, cache)
     now = fingerprint(data.source, cache, unlabelled=data.unlabelled)
     if now != result.data["fingerprint"]:
@@ -128,7 +121,6 @@ def examine(folder: Path) -> RunReport:
             f"{splits.root}: this is not the data of run {folder}: its fingerprint was "
             f"{result.data['fingerprint']}, now it is {now}. Put the data back, or run again"
         )
-    own = read_part(Test, result.experiment["test"], where=f"{folder}: test").metrics
     truth = ground_truth(splits.val, CocoMetrics())
     table = read_detections(folder / DETECTIONS)
     sizes = np.stack([splits.val.widths, splits.val.heights], axis=1)
@@ -143,7 +135,7 @@ def examine(folder: Path) -> RunReport:
         found=found,
         costs=found.costs(),
         measured=accumulate(found.matches),
-        crowd=crowd.evaluate(truth, table, sizes) if own.kind == "crowd" else None,
+        crowd=crowd.evaluate(truth, table, sizes) if result.test_part.metrics.kind == "crowd" else None,
         score=score,
         confusion=errors.confusion(found, truth, table, score),
         image_f1=found.image_f1(score),
@@ -173,7 +165,7 @@ def as_tree(report: RunReport) -> dict[str, Any]:
     """
     costs, counts, names = report.costs, report.found.counts(), report.annotations.category_names
     return {
-        "run": report.name,
+        "run": report.result.name,
         "rows": report.rows,
         "scale": report.result.scale,
         "data": report.result.data,
@@ -258,7 +250,7 @@ def _terminal(report: RunReport) -> str:
     for i in report.worst(5):
         worst.add_row(Text(report.annotations.file_name(i)), f"{report.image_f1[i]:.2f}")
     with console.capture() as capture:
-        console.print(Text.assemble((f"run {report.name}", "bold"), f"  {', '.join(report.rows)}"))
+        console.print(Text.assemble((f"run {report.result.name}", "bold"), f"  {', '.join(report.rows)}"))
         console.print(Text(_described(report), style="dim"))
         if report.crowd is not None:
             console.print(Text(f"{CROWD_NOTE}: AP50 {number_text(report.coco['AP50'])} there", style="dim"))

@@ -48,7 +48,7 @@ def resampled_scores(store: Store, result: Result) -> dict[str, NDArray[np.float
         raise StoreError(f"{detections}: can't be read ({error})") from None
     kept = store.cache / "resampled" / f"{result.digest}-{result.seed}-{content}-{RESAMPLES}.npz"
     if not kept.is_file():
-        print(f"resampling the images of run {result.digest}/{result.seed}", file=sys.stderr)
+        print(f"resampling the images of run {result.name}", file=sys.stderr)
         _write(kept, _scores(store, result, detections))
     with np.load(kept) as arrays:
         return dict(arrays)
@@ -61,16 +61,10 @@ def _scores(store: Store, result: Result, detections: Path) -> dict[str, NDArray
     from detbench.data.truth import ground_truth
     from detbench.metrics.coco import match
     from detbench.metrics.resampling import resampled_precisions
-    from detbench.parts.data import Data
-    from detbench.parts.part import read_part
-    from detbench.parts.test import Test
     from detbench.stats import image_weights
 
-    run = f"{result.digest}/{result.seed}"
-    source = read_part(Data, result.experiment["data"], where=f"{run}: data").source
-    metrics = read_part(Test, result.experiment["test"], where=f"{run}: test").metrics
-    annotations = read_splits(source, store.cache).val
-    matches = match(ground_truth(annotations, metrics), read_detections(detections))
+    annotations = read_splits(result.data_part.source, store.cache).val
+    matches = match(ground_truth(annotations, result.test_part.metrics), read_detections(detections))
     weights = image_weights(matches.num_images, resamples=RESAMPLES, seed=0)
     scores = resampled_precisions(matches, weights)
     return {name: values * 100 for name, values in scores.items() if not np.isnan(values).any()}
