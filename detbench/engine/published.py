@@ -6,18 +6,19 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from detbench import __version__
 from detbench.core.detectors import Detector
 from detbench.core.weights import detectors, resnets
 from detbench.core.weights.files import Checkpoint, read_checkpoint
-from detbench.core.weights.layout import ClassRows, Layout, Translation, translate
+from detbench.core.weights.layout import ClassRows, Layout, Translation, some, translate
 from detbench.data import coco_classes
 from detbench.errors import DataError, RecipeError
 from detbench.parts.detectors import untrained
@@ -151,6 +152,40 @@ def read_about(path: Path) -> tuple[Experiment, tuple[str, ...]]:
     return read_experiment(about["experiment"], where=str(path)), tuple(about["class_names"])
 
 
+def start_from(path: Path, experiment: Experiment, class_names: tuple[str, ...]) -> Detector:
+    """An experiment's detector with the weights of an imported one; class heads are random where the classes differ.
+
+    What the file has beyond the detector's needs is left alone.
+
+    Args:
+        path: what `import_weights` wrote.
+        experiment: what is to be trained.
+        class_names: of its data, by index.
+
+    Raises:
+        DataError: the file is another, or doesn't fit.
+    """
+    _, their_names = read_about(path)
+    detector = build(experiment, len(class_names))
+    ours = {name: tensor.shape for name, tensor in detector.state_dict().items()}
+    if their_names != class_names:
+        one_more = _shapes(experiment, len(class_names) + 1)
+        ours = {name: shape for name, shape in ours.items() if one_more[name] == shape}
+    theirs = load_file(path)
+    misfits = (
+        some("missing", [name for name in ours if name not in theirs]),
+        some(
+            "of another shape", [n for n, shape in ours.items() if n in theirs and theirs[n].shape != shape]
+        ),
+    )
+    if any(misfits):
+        raise DataError(
+            f"{path}: doesn't fit this row's detector; {'; '.join(text for text in misfits if text)}."
+        )
+    detector.load_state_dict({name: theirs[name] for name in ours}, strict=False)
+    return detector
+
+
 def _read(
     checkpoint: Checkpoint,
     experiment: Experiment,
@@ -160,9 +195,9 @@ def _read(
     row: str,
 ) -> tuple[Translation, tuple[str, ...]]:
     """The checkpoint under our names, by the first layout that fits, and its classes."""
+    shapes = cache(partial(_shapes, experiment))
     queries = getattr(experiment.detector, "queries", None)
     objectness = getattr(queries, "select_by", "") == "first_class"
-    shapes: dict[int, dict[str, torch.Size]] = {}
     readings: list[tuple[Translation, tuple[str, ...] | None]] = []
     for layout in layouts:
         if not layout.applies_to(checkpoint.tensors):
@@ -170,7 +205,7 @@ def _read(
         if layout in resnets.LAYOUTS:
             ours = {
                 name.removeprefix("backbone."): shape
-                for name, shape in _shapes(experiment, len(coco_classes.NAMES), shapes).items()
+                for name, shape in shapes(len(coco_classes.NAMES)).items()
                 if name.startswith("backbone.")
             }
             readings.append((translate(layout, checkpoint.tensors, ours), ()))
@@ -178,7 +213,7 @@ def _read(
         num_rows = layout.num_class_rows(checkpoint.tensors)
         names, rows = _classes(num_rows, checkpoint, class_names)
         num_classes = num_rows if num_rows is not None and rows is None else len(coco_classes.NAMES)
-        ours = _shapes(experiment, num_classes, shapes)
+        ours = shapes(num_classes)
         readings.append(
             (translate(layout, checkpoint.tensors, ours, class_rows=ClassRows(rows, objectness)), names)
         )
@@ -220,15 +255,11 @@ def _classes(
     return None, None
 
 
-def _shapes(
-    experiment: Experiment, num_classes: int, known: dict[int, dict[str, torch.Size]]
-) -> dict[str, torch.Size]:
-    """The shapes of the detector's tensors, `known` by number of classes; nothing is allocated."""
-    if num_classes not in known:
-        with torch.device("meta"):
-            detector = build(experiment, num_classes)
-        known[num_classes] = {name: tensor.shape for name, tensor in detector.state_dict().items()}
-    return known[num_classes]
+def _shapes(experiment: Experiment, num_classes: int) -> dict[str, torch.Size]:
+    """The shapes of the detector's tensors; nothing is allocated."""
+    with torch.device("meta"):
+        detector = build(experiment, num_classes)
+    return {name: tensor.shape for name, tensor in detector.state_dict().items()}
 
 
 def build(experiment: Experiment, num_classes: int) -> Detector:

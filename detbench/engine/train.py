@@ -22,6 +22,7 @@ from detbench.data.dataset import OpenData
 from detbench.engine import checkpoint
 from detbench.engine.objective import Objective, Supervised
 from detbench.engine.optim import build_optimizer, lr_factor, set_lr, total_steps
+from detbench.engine.published import start_from
 from detbench.engine.teach import Taught
 from detbench.errors import Interrupted, NonFiniteLoss
 from detbench.parts.experiment import Experiment
@@ -65,7 +66,10 @@ class Trainer:
         training = experiment.training
 
         torch.manual_seed(seed)
-        model = experiment.detector.build(branches=experiment.branches, num_classes=data.num_classes)
+        if experiment.weights is None:
+            model = experiment.detector.build(branches=experiment.branches, num_classes=data.num_classes)
+        else:
+            model = start_from(Path(experiment.weights), experiment, data.class_names)
         if experiment.init is not None and init_from is not None:
             take_over(model, load_file(init_from / WEIGHTS), experiment.init.modules)
         self.model = model.to(device).to(memory_format=torch.channels_last)

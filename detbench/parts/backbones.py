@@ -19,7 +19,7 @@ class ResNet:
         stride_in: the bottleneck convolution that halves the resolution: "1x1" is the caffe style of DATE
             (spec 1.1), "3x3" torchvision's.
         weights: "none" (random), "torchvision" (ImageNet, downloaded by torchvision) or the path of a
-            checkpoint with torchvision's or mmdetection's parameter names (.pth or .safetensors).
+            checkpoint with torchvision's, mmdetection's or detectron2's names (.pth, .pkl or .safetensors).
         norm: "frozen" keeps every BatchNorm's statistics and affine parameters fixed; "batch" trains them.
         frozen_stages: 0 trains all, 1 freezes the stem, 2 the stem and layer1, and so on.
     """

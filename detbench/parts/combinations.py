@@ -48,6 +48,8 @@ def problems_of(experiment: Experiment) -> Iterator[str]:
                 yield f"first_stage.{problem.removeprefix('test.')}"
     if experiment.init is not None and experiment.init.source is not None:
         yield from _across_runs(experiment, experiment.init.source, experiment.init)
+    if experiment.init is not None and experiment.weights is not None:
+        yield "weights: a row that starts from another row's run (init) can't start from a file besides"
 
 
 def _supervision(

@@ -56,6 +56,8 @@ class Experiment:
         test: what is measured on the trained model. No part of the training's identity.
         teacher: labels images that have no labels; None for none.
         first_stage: how the model is supervised up to some step; None for the same branches throughout.
+        weights: a file of a whole detector that `weights import` wrote, to start from instead of random weights; what
+            counts classes starts anew where the file's are others. None for none.
     """
 
     detector: OneOf[Detector]
@@ -68,6 +70,7 @@ class Experiment:
     test: Test
     teacher: Teacher | None = None
     first_stage: FirstStage | None = None
+    weights: str | None = None
 
     def first_stage_at(self, progress: float) -> FirstStage | None:
         """The first stage, if a training step belongs to it; `progress` as in `branches_at`."""
@@ -123,7 +126,7 @@ def identity_of(tree: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
     test["metrics"] = {key: value for key, value in test["metrics"].items() if key != "backend"}
     # The fingerprint is of both sources.
     data = {**_without(tree["data"], "labelled", "unlabelled"), "source": fingerprint}
-    identity = {**_without(tree, "teacher", "first_stage"), "data": data, "test": test}
+    identity = {**_without(tree, "teacher", "first_stage", "weights"), "data": data, "test": test}
     if data.get("unlabelled") is not None:
         data["unlabelled"] = True
     init = tree["init"]

@@ -39,7 +39,7 @@ from detbench.cli import app
 from detbench.data.coco_classes import IDS, NAMES
 from detbench.data.drawn import write
 from detbench.engine.apply import load_imported
-from detbench.engine.published import Imported, build, import_weights
+from detbench.engine.published import Imported, build, import_weights, start_from
 from detbench.errors import DataError, DetbenchError, RecipeError
 from detbench.parts.data import Drawn
 from detbench.parts.experiment import Experiment
@@ -746,3 +746,72 @@ def test_files_that_hold_no_imported_detector_are_not_tested(tmp_path: Path) -> 
         failed = invoke("eval", file, "--data", tmp_path)
         assert isinstance(failed.exception, DataError)
         assert message in str(failed.exception)
+
+
+# ------------------------------------------------------------------ training from published weights
+
+
+@pytest.fixture(scope="module")
+def imported(published: tuple[Store, Path, Path]) -> Path:
+    store, drawn, file = published
+    out = store.root.parent / "imported.safetensors"
+    options = ["--recipe", FORMS["two_stage"], "--scale", "smoke", "--data", drawn, "--runs", store.root]
+    assert invoke("weights", "import", file, *SMOKE, *options, "-o", out).exit_code == 0
+    return out
+
+
+def smoke(*overrides: str) -> Experiment:
+    return resolve(*named_row(FORMS["two_stage"]), Context("smoke", overrides=(*SMOKE, *overrides)))
+
+
+def test_a_run_starts_from_an_imported_detector(imported: Path, published: tuple[Store, Path, Path]) -> None:
+    store = published[0]
+    names = tuple(read_result(next(store.folders())).per_class)
+    started = start_from(imported, smoke(), names).state_dict()
+    wanted = load_file(imported)
+    assert all(torch.equal(started[name], tensor) for name, tensor in wanted.items())
+    cells = runs.plan(
+        select([FORMS["two_stage"]]),
+        Context(
+            "smoke", overrides=(*SMOKE, f"weights={imported}", "optim.lr=1e-30", "optim.weight_decay=0.0")
+        ),
+        seeds=[0],
+        store=store,
+    )
+    assert [outcome.state for outcome in execute(cells, store=store, threads=1)] == ["finished"]
+    trained = load_file(cells[0].folder / WEIGHTS)
+    for name, tensor in wanted.items():
+        if not name.startswith("backbone."):  # whose norms count their own statistics
+            torch.testing.assert_close(trained[name], tensor)
+
+
+def test_class_heads_start_anew_for_other_classes(imported: Path) -> None:
+    torch.manual_seed(0)
+    started = start_from(imported, smoke(), ("cat", "dog")).state_dict()
+    torch.manual_seed(0)
+    fresh = build(smoke(), 2).state_dict()
+    wanted = load_file(imported)
+    for name, tensor in started.items():
+        assert torch.equal(tensor, (fresh if "class" in name else wanted)[name]), name
+    assert started["heads.class_heads.0.weight"].shape[0] == 2
+
+
+def test_a_detector_of_another_shape_is_not_started_from(imported: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"doesn't fit this row's detector; \d+ of another shape \(transformer\."
+    ):
+        start_from(imported, smoke("detector.transformer.dim_feedforward=24"), ("cat", "dog"))
+    with pytest.raises(DataError, match=r"doesn't fit this row's detector; \d+ missing"):
+        start_from(imported, smoke("detector.transformer.decoder_layers=4"), ("cat", "dog"))
+
+
+def test_weights_to_start_from_rename_no_run_that_has_none() -> None:
+    tree = smoke().identity("data")
+    assert "weights" not in tree
+    assert smoke("weights=x.safetensors").identity("data") == tree | {"weights": "x.safetensors"}
+
+
+def test_a_row_does_not_start_from_a_file_and_a_run_at_once() -> None:
+    recipe, row = named_row("date/table11/onenet-dagger-feature-extractor-from-a-trained-fcos")
+    with pytest.raises(RecipeError, match="can't start from a file besides"):
+        resolve(recipe, row, Context("smoke", overrides=("weights=x.safetensors",)))
