@@ -27,11 +27,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from detbench.core.layers.deformable import (
-    LevelSizes,
-    deformable_attention,
-    deformable_attention_reference,
-)
+from detbench.core.layers.deformable_sampling import deformable_attention, deformable_attention_reference
+from detbench.core.layers.tokens import LevelSizes
 
 FORMS: dict[str, Callable[[Tensor, LevelSizes, Tensor, Tensor], Tensor]] = {
     "fast": deformable_attention,

@@ -12,13 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from detbench.core.layers import deformable
-from detbench.core.layers.deformable import (
-    DeformableAttention,
-    LevelSizes,
-    deformable_attention,
-    deformable_attention_reference,
-)
+from detbench.core.layers import deformable_sampling, deformable_table
+from detbench.core.layers.deformable import DeformableAttention
+from detbench.core.layers.deformable_sampling import deformable_attention, deformable_attention_reference
+from detbench.core.layers.tokens import LevelSizes
 
 PYRAMID = ((5, 7), (3, 4), (1, 2))
 
@@ -114,7 +111,7 @@ def test_the_backward_for_other_devices_is_the_references(sizes: LevelSizes, que
     wanted = gradients(out, (value, locations, weights))
     direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
     with torch.no_grad():
-        got = deformable._grid_backward(direction, value, sizes, locations, weights)
+        got = deformable_sampling._grid_backward(direction, value, sizes, locations, weights)
     for mine, theirs in zip(got, wanted, strict=True):
         assert mine.is_contiguous()
         assert_near(mine, theirs, 1e-12)
@@ -207,7 +204,7 @@ def test_several_passes_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> 
     inputs = some_inputs(PYRAMID, batch=3)
     wanted = deformable_attention(inputs[0], PYRAMID, *inputs[1:])
     gradients_wanted = gradients(wanted, inputs)
-    monkeypatch.setattr(deformable, "_READS_IN_A_PASS", 1)
+    monkeypatch.setattr(deformable_table, "_READS_IN_A_PASS", 1)
     got = deformable_attention(inputs[0], PYRAMID, *inputs[1:])
     assert torch.equal(got, wanted)
     for mine, theirs in zip(gradients(got, inputs), gradients_wanted, strict=True):

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detbench.core.layers.deformable import LevelSizes
 from detbench.core.layers.position import token_positions
+
+LevelSizes = tuple[tuple[int, int], ...]
+"""Height and width of each level."""
 
 
 @dataclass(frozen=True)
