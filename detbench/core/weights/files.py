@@ -21,6 +21,16 @@ from detbench.errors import DataError
 _ENTRIES = ("model", "state_dict")
 """Where checkpoints keep their weights: DETR's descendants and detectron2, mmdetection."""
 
+_SCALAR = np.float64(0).__reduce__()[0]
+_HARMLESS: list[Any] = [
+    argparse.Namespace,  # the command line, which DETR's descendants keep
+    _SCALAR,  # NumPy's numbers: metrics, learning rates
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)),
+]
+"""What checkpoints hold beside tensors and can run nothing."""
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -61,8 +71,7 @@ def read_checkpoint(path: Path, *, entry: str | None = None) -> Checkpoint:
             with path.open("rb") as file:
                 content = _Arrays(file, encoding="latin1").load()
         else:
-            # DETR's descendants keep their command line beside the weights.
-            with torch.serialization.safe_globals([argparse.Namespace]):
+            with torch.serialization.safe_globals(_HARMLESS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise DataError(_unreadable(path, error)) from None
