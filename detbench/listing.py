@@ -14,7 +14,7 @@ from rich.table import Table
 from detbench.errors import DataError, RecipeError
 from detbench.parts.part import flatten, plain
 from detbench.recipe_text import Row
-from detbench.recipes import Context, Recipe, changes, resolve, settings, short, slug
+from detbench.recipes import Context, Recipe, changes, resolve, resolve_if_possible, settings, short, slug
 from detbench.results import read_request, read_result
 from detbench.runs import Cell, estimate, progress
 from detbench.store import Store, state_of
@@ -70,7 +70,7 @@ def resolved_tree(recipe: Recipe, row: Row, context: Context) -> dict[str, Any]:
     """A row for `show --json`: resolved, if it can run."""
     state = _row_state(recipe, row)
     runs = state == "runs"
-    changed = _from_baseline(recipe, row, context) if runs else {}
+    changed = (_from_baseline(recipe, row, context) if runs else None) or {}
     return {
         "recipe": recipe.name,
         "row": row.label,
@@ -100,12 +100,14 @@ def show_row(recipe: Recipe, row: Row, context: Context, *, whole: bool) -> None
             print(f"{key} = {_toml(value)}")
         if experiment.init is not None:
             print(f"# starts from {experiment.init.row}, which is trained first with the same seed")
-    if recipe.head.baseline:
+    if differing is not None:
         print(f"# changes from '{recipe.head.baseline}':")
         for key, (before, after) in differing.items():
             print(f"#   {key}: {_short(before)} -> {_short(after)}")
         if not differing:
-            print("#   none: it is the baseline")
+            print("#   none: it is the baseline" if row.label == recipe.head.baseline else "#   none")
+    elif recipe.head.baseline:
+        print(f"# the baseline, '{recipe.head.baseline}', can't be run so: no changes to tell")
     print()
 
 
@@ -290,11 +292,11 @@ def _recipe_state(recipe: Recipe, rows: Sequence[Row]) -> str:
     return f"{quoted} quoted" if quoted else ""
 
 
-def _from_baseline(recipe: Recipe, row: Row, context: Context) -> dict[str, tuple[Any, Any]]:
+def _from_baseline(recipe: Recipe, row: Row, context: Context) -> dict[str, tuple[Any, Any]] | None:
+    """What a row changes from its table's baseline; None without one, or where it doesn't go with the context."""
     baseline = recipe.rows.get(recipe.head.baseline)
-    if baseline is None or recipe.needs(baseline) or baseline.quoted:
-        return {}
-    return changes(resolve(recipe, baseline, context), resolve(recipe, row, context))
+    under = None if baseline is None else resolve_if_possible(recipe, baseline, context)
+    return None if under is None else changes(under, resolve(recipe, row, context))
 
 
 def _toml(value: Any) -> str:

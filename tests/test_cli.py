@@ -187,6 +187,16 @@ def test_a_table_with_rows_that_never_run_can_be_shown_as_json():
     assert all(entry["needs"] for entry in states["needs parts"])
 
 
+def test_a_row_is_shown_with_an_override_that_its_baseline_has_no_key_for():
+    row, override = "date/table5/date-f-ours-poto", "branches.o2m.assigner.center_radius=1.5"
+    outcome = CliRunner().invoke(app, ["show", row, override])
+    assert outcome.exit_code == 0, outcome.output
+    assert "branches.o2m.assigner.center_radius = 1.5" in outcome.stdout
+    assert "'Baseline (OneNet)', can't be run so" in outcome.stdout
+    (tree,) = json.loads(CliRunner().invoke(app, ["show", row, override, "--json"]).stdout)
+    assert tree["changes"] == {}
+
+
 @pytest.mark.parametrize("command", ["report", "validate"])
 def test_what_takes_no_overrides_promises_none(command):
     assert "KEY=VALUE" not in CliRunner().invoke(app, [command, "--help"]).stdout
