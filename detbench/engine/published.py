@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -196,32 +196,17 @@ def _read(
 ) -> tuple[Translation, tuple[str, ...]]:
     """The checkpoint under our names, by the first layout that fits, and its classes."""
     shapes = cache(partial(_shapes, experiment))
-    queries = getattr(experiment.detector, "queries", None)
-    objectness = getattr(queries, "select_by", "") == "first_class"
-    readings: list[tuple[Translation, tuple[str, ...] | None]] = []
-    for layout in layouts:
-        if not layout.applies_to(checkpoint.tensors):
-            continue
-        if layout in resnets.LAYOUTS:
-            ours = {
-                name.removeprefix("backbone."): shape
-                for name, shape in shapes(len(coco_classes.NAMES)).items()
-                if name.startswith("backbone.")
-            }
-            readings.append((translate(layout, checkpoint.tensors, ours), ()))
-            continue
-        num_rows = layout.num_class_rows(checkpoint.tensors)
-        names, rows = _classes(num_rows, checkpoint, class_names)
-        num_classes = num_rows if num_rows is not None and rows is None else len(coco_classes.NAMES)
-        ours = shapes(num_classes)
-        readings.append(
-            (translate(layout, checkpoint.tensors, ours, class_rows=ClassRows(rows, objectness)), names)
-        )
+    select_by = getattr(getattr(experiment.detector, "queries", None), "select_by", None)
+    readings = [
+        _read_by(layout, checkpoint, shapes, class_names, objectness=select_by == "first_class")
+        for layout in layouts
+        if layout.applies_to(checkpoint.tensors)
+    ]
     if not readings:
         raise DataError(
             f"{checkpoint.where}: isn't named as by {layouts[0].title} (--layout {layouts[0].name})."
         )
-    reading, names = max(readings, key=lambda pair: (pair[0].fits, pair[0].closeness))
+    reading, names = max(readings, key=lambda pair: pair[0].closeness)
     if not reading.fits:
         raise DataError(
             f"{checkpoint.where}: isn't the detector of {row}. Closest are the names of {reading.layout.title} "
@@ -237,6 +222,26 @@ def _read(
             "with a data set of these classes, in the order of their ids."
         )
     return reading, names
+
+
+def _read_by(
+    layout: Layout,
+    checkpoint: Checkpoint,
+    shapes: Callable[[int], dict[str, torch.Size]],
+    class_names: Sequence[str] | None,
+    *,
+    objectness: bool,
+) -> tuple[Translation, tuple[str, ...] | None]:
+    """The checkpoint by one layout; and its classes, none of a body, None where nobody names them."""
+    if layout in resnets.LAYOUTS:
+        ours = shapes(len(coco_classes.NAMES))
+        body = {n.removeprefix("backbone."): shape for n, shape in ours.items() if n.startswith("backbone.")}
+        return translate(layout, checkpoint.tensors, body), ()
+    num_rows = layout.num_class_rows(checkpoint.tensors)
+    names, rows = _classes(num_rows, checkpoint, class_names)
+    num_classes = len(coco_classes.NAMES) if num_rows is None or rows is not None else num_rows
+    class_rows = ClassRows(rows, objectness)
+    return translate(layout, checkpoint.tensors, shapes(num_classes), class_rows=class_rows), names
 
 
 def _classes(

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from detbench.cli import app
 from detbench.data.coco_classes import IDS, NAMES
 from detbench.data.drawn import write
 from detbench.engine.apply import load_imported
-from detbench.engine.published import Imported, build, import_weights, start_from
+from detbench.engine.published import LAYOUTS, Imported, build, import_weights, start_from
 from detbench.errors import DataError, DetbenchError, RecipeError
 from detbench.parts.data import Drawn
 from detbench.parts.experiment import Experiment
@@ -637,6 +638,17 @@ def test_the_numbers_of_the_eighty_classes_are_cocos() -> None:
         "dining table",
         "toothbrush",
     )
+
+
+def test_the_guide_names_every_layout_and_rows_that_there_are() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "weights.md").read_text(encoding="utf-8")
+    table = guide.split("## Whose files")[1].split("Without `--layout`")[0]
+    quoted = set(re.findall(r"`([^`]+)`", table))
+    assert set(LAYOUTS) <= quoted
+    rows = [text for text in quoted if text.count("/") == 2]
+    assert len(rows) >= 7
+    for row in rows:
+        assert resolve(*named_row(row), Context("paper"))
 
 
 # ------------------------------------------------------------------ from the command line to detections

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
@@ -154,9 +154,9 @@ class Translation:
         return not (self.missing or self.misshapen or self.left_over)
 
     @property
-    def closeness(self) -> tuple[float, int]:
-        """Greater is closer: the filled share of ours, then how little is left over."""
-        return len(self.tensors) / max(self.num_wanted, 1), -len(self.left_over)
+    def closeness(self) -> tuple[bool, float, int]:
+        """Greater is closer: whether it fits, the filled share of ours, how little is left over."""
+        return self.fits, len(self.tensors) / self.num_wanted, -len(self.left_over)
 
     def problems(self, *, left_over: str) -> str:
         """All misfits on one line, "" for none; `left_over` says what tensors are that nobody asked for."""
@@ -218,29 +218,6 @@ def translate(
     return Translation(
         layout, tensors, len(ours), tuple(missing), tuple(misshapen), tuple(left_over), left_out
     )
-
-
-def closest(
-    layouts: Sequence[Layout],
-    theirs: Mapping[str, Tensor],
-    ours: Mapping[str, torch.Size],
-    *,
-    within: Callable[[Layout, Mapping[str, Tensor]], Mapping[str, Tensor]],
-) -> Translation:
-    """The reading by the first layout that fits, else by that which comes closest.
-
-    Args:
-        layouts: in order of preference; those that require a tensor which isn't there are passed over.
-        theirs: the checkpoint's tensors.
-        ours: shapes of all that is to be filled.
-        within: the part of the checkpoint that a layout is about.
-    """
-    readings = []
-    for layout in layouts:
-        part = within(layout, theirs)
-        if layout.applies_to(part):
-            readings.append(translate(layout, part, ours))
-    return max(readings, key=lambda reading: (reading.fits, reading.closeness))
 
 
 def source_of(layout: Layout, name: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from detbench.core.weights.layout import Layout, Rule, Translation, closest, source_of
+from detbench.core.weights.layout import Layout, Rule, Translation, source_of, translate
 
 TORCHVISION = (Rule("*", "*"),)
 DETECTRON2 = (
@@ -101,10 +101,12 @@ def read_body(theirs: Mapping[str, Tensor], ours: Mapping[str, torch.Size]) -> T
         theirs: the checkpoint's tensors; those outside the body don't count.
         ours: shapes of the body's.
     """
-    return closest(LAYOUTS, theirs, ours, within=body_in)
+    bodies = [(layout, _body_in(layout, theirs)) for layout in LAYOUTS]
+    readings = [translate(layout, body, ours) for layout, body in bodies if layout.applies_to(body)]
+    return max(readings, key=lambda reading: reading.closeness)
 
 
-def body_in(layout: Layout, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _body_in(layout: Layout, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a ResNet by their names without a prefix; all where there is none."""
     probe = source_of(layout, "layer1.0.conv1.weight")
     prefix = min((name.removesuffix(probe) for name in theirs if name.endswith(probe)), key=len, default="")
