@@ -12,6 +12,7 @@ import json
 import pickle
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -344,6 +345,7 @@ def test_mmdetections_retinanet_is_refused_by_the_names_that_differ(tmp_path: Pa
 # ------------------------------------------------------------------ bodies
 
 
+@cache
 def body(depth: int = 50) -> nn.Module:
     """torchvision's, with statistics as after training."""
     torch.manual_seed(0)
