@@ -19,6 +19,11 @@ from detbench.errors import DataError
 
 Features = tuple[Tensor, Tensor, Tensor, Tensor]
 
+# With fewer input channels than this, oneDNN (3.x, on AVX-512) writes beyond a buffer in the backward pass of a 1x1
+# convolution with a stride on channels-last input: crashes, or silently damaged memory
+# (https://github.com/uxlfoundation/oneDNN/issues/6035).
+_SAFE_STRIDED_CHANNELS = 16
+
 
 class Backbone(nn.Module):
     """What every body offers. Most necks leave C2 alone.
@@ -171,9 +176,18 @@ def _shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
     return x if downsample is None else _conv_norm(downsample[0], downsample[1], x)  # type: ignore[arg-type]
 
 
+class _SlicedConv2d(nn.Conv2d):
+    """A 1x1 convolution with a stride, as one without of the cells that it would look at."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        down, across = self.stride
+        return F.conv2d(input[..., ::down, ::across], self.weight, self.bias)
+
+
 def _halving_block(before: int, after: int) -> nn.Module:
     """A basic block with BatchNorm that halves the resolution."""
-    shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=2, bias=False), nn.BatchNorm2d(after))
+    kind = nn.Conv2d if before >= _SAFE_STRIDED_CHANNELS else _SlicedConv2d
+    shortcut = nn.Sequential(kind(before, after, 1, stride=2, bias=False), nn.BatchNorm2d(after))
     block: nn.Module = BasicBlock(before, after, stride=2, downsample=shortcut)
     return block
 

@@ -9,6 +9,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from detbench.core.backbones import ResNet, SmallResNet, build_resnet
@@ -150,3 +151,40 @@ def test_the_small_body_is_small() -> None:
     shapes = [tuple(f.shape) for f in small(torch.zeros(2, 3, 128, 160))]
     assert shapes == [(2, 48, 32, 40), (2, 72, 16, 20), (2, 96, 8, 10), (2, 144, 4, 5)]
     assert small.out_channels == (48, 72, 96, 144)
+
+
+@pytest.mark.parametrize("width", [8, 15, 24])
+@pytest.mark.parametrize("side", [96, 94])
+def test_the_small_body_has_the_gradients_of_its_plain_convolutions(width: int, side: int) -> None:
+    torch.manual_seed(0)
+    body = SmallResNet(width=width).double().to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, side, side, dtype=torch.float64).to(memory_format=torch.channels_last)
+    x = body.stem(images).detach().requires_grad_()
+    shortcut = body.stages[0].downsample[0]
+    plain = torch.nn.Conv2d(width, 2 * width, 1, stride=2, bias=False).double()
+    plain.load_state_dict(shortcut.state_dict())
+    got, expected = shortcut(x), plain(x.contiguous())
+    torch.testing.assert_close(got, expected)
+    weight = torch.randn_like(expected)
+    mine = torch.autograd.grad((got * weight).sum(), [x, shortcut.weight])
+    theirs = torch.autograd.grad((expected * weight).sum(), [x, plain.weight])
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_no_narrow_convolution_meets_the_fault_of_onednn() -> None:
+    """A 1x1 convolution with a stride, of under 16 channels, damages memory: it may not be computed as one."""
+    strided = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), options=None):
+            if function is torch.conv2d and arguments[1].shape[2:] == (1, 1):
+                stride = arguments[3] if len(arguments) > 3 else 1
+                strided.append((arguments[1].shape[1], stride not in (1, (1, 1))))
+            return function(*arguments, **(options or {}))
+
+    with Watch():
+        SmallResNet(width=8)(torch.randn(1, 3, 64, 64))
+    assert len(strided) == 4
+    assert all(channels >= 16 for channels, has_stride in strided if has_stride)
+    assert strided[0] == (8, False)
