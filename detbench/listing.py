@@ -267,7 +267,7 @@ def check_error(found: Report, folder: Path) -> DataError | None:
     """Why the data of a checked folder can't be used as it is; None where it can."""
     errors = sum(finding.severity == "error" for finding in found.findings)
     return (
-        DataError(f"{folder}: {errors} errors; the data can't be used until they are mended")
+        DataError(f"{folder}: the data can't be used until its errors are mended ({errors} found)")
         if errors
         else None
     )

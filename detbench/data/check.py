@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 
 from detbench.data.annotations import SPLITS, Annotations, Layout
-from detbench.data.images import read_image
+from detbench.data.images import Trait, read_image, traits
 from detbench.data.sources import find_layout, inspect
 from detbench.errors import DataError
 from detbench.metrics.crowd import survives_nms
-from detbench.parts.data import CrowdHuman, source_in
+from detbench.parts.data import CrowdHuman, Data, source_in
 
 # Annotators and rounding leave boxes a little outside; only beyond this many pixels it is worth a word.
 _SLACK = 1.0
@@ -27,6 +27,21 @@ _NMS_THRESHOLDS = (0.5, 0.6)
 
 # COCO's metrics count this many detections of an image.
 _MAX_DETECTIONS = 100
+
+# Image files that aren't taken over as they stand: what they are, and what becomes of them.
+_TRAITS: dict[Trait, tuple[Literal["warning", "note"], str, str]] = {
+    "not turned": (
+        "warning",
+        "images with an EXIF orientation that is not applied",
+        "Boxes are taken to be those of the picture as stored, as by pycocotools and torchvision; "
+        "`detbench data view` shows whether they fit.",
+    ),
+    "turned": ("note", "images turned by their EXIF orientation", "Only so they have the annotated size."),
+    "gray": ("note", "grayscale images", "Red, green and blue get the same values."),
+    "16-bit": ("note", "images of 16 bits", "The high byte is used."),
+    "cmyk": ("note", "images in CMYK", "They become RGB without a colour profile."),
+    "transparent": ("note", "images with transparency", "It is dropped."),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +101,7 @@ class Report:
         return [
             f"{split}: {s.images} images of {s.sides[0]} to {s.sides[1]} pixels, {s.empty_images} of them "
             f"empty; {s.boxes} boxes ({s.sizes[0]} small, {s.sizes[1]} medium, {s.sizes[2]} large; up to "
-            f"{s.densest} in an image) and {s.crowds} crowds; {sum(n > 0 for n in s.classes.values())} of "
+            f"{s.densest} in an image) and {s.crowds} iscrowd; {sum(n > 0 for n in s.classes.values())} of "
             f"{len(s.classes)} classes occur; recall of the boxes themselves under NMS is "
             + ", ".join(f"{r:.1f} at IoU {t}" for t, r in zip(_NMS_THRESHOLDS, s.under_nms, strict=True))
             for split, s in self.summaries.items()
@@ -117,12 +132,24 @@ def check(root: Path, *, splits: Sequence[str] = SPLITS) -> Report:
         findings += [Finding("error", f"{path}: {p.record}", p.what) for p in problems]
         findings += _odd_boxes(read[split], whole_bodies=isinstance(source, CrowdHuman))
         findings += _odd_images(read[split])
-        findings += _unreadable_images(read[split], layout[split].images)
+        findings += _odd_files(read[split], layout[split].images)
+    findings += _nothing_to_do(read)
     if len(read) == len(SPLITS):
         findings += _odd_splits(read["train"], read["val"], layout)
     order = ("error", "warning", "note")
     findings.sort(key=lambda finding: order.index(finding.severity))
     return Report(tuple(findings), {split: _summary(annotations) for split, annotations in read.items()})
+
+
+def _nothing_to_do(read: Mapping[str, Annotations]) -> Iterator[Finding]:
+    """Splits that there is nothing in to train on or to test with."""
+    for split, a in read.items():
+        if not a.num_images:
+            yield Finding("error", str(a.path), "no images")
+        elif split == "train" and a.iscrowd.all():
+            yield Finding("error", str(a.path), "no box to train on")
+        elif a.iscrowd.all():
+            yield Finding("warning", str(a.path), "no box to be found", "Metrics will have no value.")
 
 
 def _odd_boxes(a: Annotations, *, whole_bodies: bool) -> Iterator[Finding]:
@@ -135,6 +162,7 @@ def _odd_boxes(a: Annotations, *, whole_bodies: bool) -> Iterator[Finding]:
     low, sides = a.boxes[:, :2], a.boxes[:, 2:]
     high = low + sides
     degenerate = (sides <= 0).any(axis=1)
+    thin = ~degenerate & (sides < Data.min_box_side).any(axis=1)
     outside = ~degenerate & ((high <= 0) | (low >= limits)).any(axis=1)
     beyond = ~degenerate & ~outside & ((low < -_SLACK) | (high > limits + _SLACK)).any(axis=1)
     if whole_bodies and beyond.any():
@@ -147,6 +175,7 @@ def _odd_boxes(a: Annotations, *, whole_bodies: bool) -> Iterator[Finding]:
     left_out = "Training leaves it out; evaluation keeps it, as pycocotools does."
     for odd, what, advice in (
         (degenerate, "has no area", left_out),
+        (thin, "is less than a pixel wide or high", left_out),
         (outside, "lies wholly outside its image", left_out),
         (beyond, "reaches out of its image", "Training clips it; evaluation keeps it, as pycocotools does."),
         (repeated, "repeats another box of its image and class", "Remove one of them."),
@@ -158,7 +187,7 @@ def _odd_boxes(a: Annotations, *, whole_bodies: bool) -> Iterator[Finding]:
             )
     absent = [name for name, n in zip(a.category_names, _per_class(a), strict=True) if not n]
     if absent:
-        yield Finding("note", str(a.path), f"no box of {len(absent)} classes: {', '.join(absent)}")
+        yield Finding("note", str(a.path), f"classes without a box: {len(absent)} ({', '.join(absent)})")
     if (a.annotation_ids == 0).any():
         yield Finding(
             "warning",
@@ -176,7 +205,7 @@ def _odd_images(a: Annotations) -> Iterator[Finding]:
         yield Finding(
             "note",
             str(a.path),
-            f"{len(empty)} images have no annotations, the first is {a.file_name(int(empty[0]))}",
+            f"images without annotations: {len(empty)}, the first is {a.file_name(int(empty[0]))}",
             "Training leaves them out unless told otherwise; evaluation keeps them.",
         )
     crowded = np.flatnonzero(counts > _MAX_DETECTIONS)
@@ -184,8 +213,17 @@ def _odd_images(a: Annotations) -> Iterator[Finding]:
         yield Finding(
             "note",
             str(a.path),
-            f"{len(crowded)} images have more than {_MAX_DETECTIONS} boxes, up to {counts.max()}",
+            f"images of more than {_MAX_DETECTIONS} boxes: {len(crowded)}, up to {counts.max()}",
             f"COCO's metrics count the best {_MAX_DETECTIONS} detections of an image, so AP can't reach 100.",
+        )
+    short = np.flatnonzero(np.minimum(a.widths, a.heights) < Data.min_image_side)
+    if len(short):
+        yield Finding(
+            "note",
+            str(a.path),
+            f"images with a side below {Data.min_image_side} pixels: {len(short)}, the first is "
+            f"{a.file_name(int(short[0]))}",
+            "Training leaves them out unless told otherwise; evaluation keeps them.",
         )
     for name, count in Counter(_names(a)).items():
         if count > 1:
@@ -194,19 +232,30 @@ def _odd_images(a: Annotations) -> Iterator[Finding]:
             )
 
 
-def _unreadable_images(a: Annotations, folder: Path) -> Iterator[Finding]:
-    def problem(index: int) -> str | None:
-        path = folder / a.file_name(index)
+def _odd_files(a: Annotations, folder: Path) -> Iterator[Finding]:
+    """Image files that can't be read, and those that aren't taken over as they stand."""
+
+    def looked_at(index: int) -> str | list[Trait]:
+        path, size = folder / a.file_name(index), a.size(index)
         try:
-            read_image(path, a.size(index))
+            read_image(path, size)
         except DataError as error:
             return _what(error, path)
-        return None
+        return traits(path, size)
 
+    having: dict[Trait, list[str]] = {trait: [] for trait in _TRAITS}
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes outside the interpreter's lock
-        for index, what in enumerate(pool.map(problem, range(a.num_images))):
-            if what is not None:
-                yield Finding("error", str(folder / a.file_name(index)), what)
+        for index, found in enumerate(pool.map(looked_at, range(a.num_images))):
+            name = a.file_name(index)
+            if isinstance(found, str):
+                yield Finding("error", str(folder / name), found)
+                continue
+            for trait in found:
+                having[trait].append(name)
+    for trait, names in having.items():
+        if names:
+            severity, what, advice = _TRAITS[trait]
+            yield Finding(severity, str(a.path), f"{what}: {len(names)}, the first is {names[0]}", advice)
 
 
 def _odd_splits(train: Annotations, val: Annotations, layout: Layout) -> Iterator[Finding]:

@@ -182,6 +182,8 @@ def _parsed(
             f"{path}: not valid JSON at line {error.lineno}, column {error.colno} (character {error.pos} of "
             f"{len(error.doc)}): {error.msg}. If the file was cut off on its way here, fetch it again."
         ) from None
+    except RecursionError:
+        raise DataError(f"{path}: nested too deeply for JSON. Expected a COCO annotation file.") from None
     if not isinstance(tree, dict) or not all(isinstance(tree.get(key), list) for key in keys):
         found = ", ".join(tree) if isinstance(tree, dict) else f"a {type(tree).__name__}"
         raise DataError(

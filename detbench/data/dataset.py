@@ -131,8 +131,8 @@ def open_data(data: Data, cache: Path, *, progress: Callable[[int, int], None] |
         progress: told the images drawn and their total after each.
 
     Raises:
-        DataError: the data can't be read, its splits have different classes, no training image is left, or so few
-            are to be labelled that it is not even one.
+        DataError: the data can't be read, its splits have different classes, no training image is left, there is
+            no validation image, or so few are to be labelled that it is not even one.
     """
     splits = read_splits(data.source, cache, progress=progress)
     train, val, layout = splits.train, splits.val, splits.layout
@@ -150,6 +150,8 @@ def open_data(data: Data, cache: Path, *, progress: Callable[[int, int], None] |
     if not len(indices):
         kind = "images" if data.labelled is None else "labelled images"
         raise DataError(f"{train.path}: none of its {len(labelled)} {kind} has an object to train on.")
+    if not val.num_images:
+        raise DataError(f"{val.path}: lists no images; expected some to evaluate with.")
     unlabelled = None
     if data.labelled is not None:
         others = np.setdiff1d(np.arange(train.num_images), labelled)

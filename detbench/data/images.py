@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,12 @@ from PIL import Image, ImageOps
 
 from detbench.errors import DataError
 
+# What of an image file isn't taken over as it stands: see `traits`.
+Trait = Literal["gray", "16-bit", "cmyk", "transparent", "turned", "not turned"]
+
 # EXIF tag 274; with these values the picture is meant to be seen on its side.
 _ORIENTATION = 274
+_UPRIGHT = 1
 _ON_ITS_SIDE = (5, 6, 7, 8)
 
 # What PIL raises for damaged files, depending on format and on where the damage is.
@@ -34,17 +39,11 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.ui
     """
     try:
         with Image.open(path) as image:
-            height, width = image.height, image.width
-            turned = (
-                size is not None
-                and size != (height, width)
-                and size == (width, height)
-                and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
-            )
-            if size is not None and size != (height, width) and not turned:
+            turned = size is not None and _is_turned(image, size)
+            if size is not None and size != (image.height, image.width) and not turned:
                 raise DataError(
-                    f"{path}: the image is {width} x {height} pixels, annotated as {size[1]} x {size[0]}. "
-                    "Boxes would not fit; mend the file or its record."
+                    f"{path}: the image is {image.width} x {image.height} pixels, annotated as "
+                    f"{size[1]} x {size[0]}. Boxes would not fit; mend the file or its record."
                 )
             pixels = _rgb(ImageOps.exif_transpose(image) if turned else image)
     except FileNotFoundError:
@@ -52,6 +51,28 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.ui
     except _DAMAGED as error:
         raise DataError(f"{path}: can't be read as an image: {error}.") from None
     return pixels
+
+
+def traits(path: Path, size: tuple[int, int]) -> list[Trait]:
+    """What `read_image` changes about a picture, or leaves undone, when it reads a file; most files have none.
+
+    Args:
+        path: a file that it can read.
+        size: annotated height and width.
+    """
+    with Image.open(path) as image:
+        found: list[Trait] = []
+        if image.mode in ("1", "L", "LA"):
+            found.append("gray")
+        if image.mode.startswith("I"):
+            found.append("16-bit")
+        if image.mode == "CMYK":
+            found.append("cmyk")
+        if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+            found.append("transparent")
+        if image.getexif().get(_ORIENTATION, _UPRIGHT) != _UPRIGHT:
+            found.append("turned" if _is_turned(image, size) else "not turned")
+    return found
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -67,6 +88,15 @@ def image_size(path: Path) -> tuple[int, int]:
         raise DataError(f"{path}: no such image file, but the annotations name it.") from None
     except _DAMAGED as error:
         raise DataError(f"{path}: can't be read as an image: {error}.") from None
+
+
+def _is_turned(image: Image.Image, size: tuple[int, int]) -> bool:
+    """Whether only the picture turned as its EXIF says has the annotated size."""
+    return (
+        size != (image.height, image.width)
+        and size == (image.width, image.height)
+        and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+    )
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:

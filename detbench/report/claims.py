@@ -194,7 +194,10 @@ def _not_measured(collected: Collected, claim: Claim) -> tuple[str, str]:
     without = [entry for entry in entries if not entry.values(claim.metric)]
     if not without:
         return "Its rows have no seed in common.", "Runs of all its rows with the same seeds would decide it."
-    labels = "; ".join(f"{entry.row.label} ({entry.state})" for entry in without)
+    labels = "; ".join(
+        f"{entry.row.label} ({f'no {claim.metric}' if entry.state == 'measured' else entry.state})"
+        for entry in without
+    )
     states = {entry.state for entry in without}
     if "quoted" in states:
         return f"Not measured: {labels}.", "Nothing here can decide it: quoted rows are never run."
@@ -203,6 +206,8 @@ def _not_measured(collected: Collected, claim: Claim) -> tuple[str, str]:
         return f"Not measured: {labels}.", again
     if "needs" in states:
         return f"Not measured: {labels}.", "It waits for parts that don't exist yet."
+    if "not run" not in states:
+        return f"Not measured: {labels}.", "The validation images have nothing that it could be measured on."
     return f"Not measured: {labels}.", "Runs of these rows would decide it."
 
 

@@ -67,6 +67,7 @@ def test_odd_boxes_are_warnings(root):
     odd = [
         [0, 0, 0, 5],
         [9, 9, 5, -1],
+        [9, 9, 0.5, 5],
         [100, 5, 5, 5],
         [60, 5, 50, 5],
         [-0.5, 5, 5, 5],
@@ -79,9 +80,10 @@ def test_odd_boxes_are_warnings(root):
     assert found(root) == [
         ("warning", f"{path}0", "bbox [0, 0, 0, 5] has no area"),
         ("warning", f"{path}1", "bbox [9, 9, 5, -1] has no area"),
-        ("warning", f"{path}2", "bbox [100, 5, 5, 5] lies wholly outside its image"),
-        ("warning", f"{path}3", "bbox [60, 5, 50, 5] reaches out of its image"),
-        ("warning", f"{path}6", "bbox [7, 7, 9, 9] repeats another box of its image and class"),
+        ("warning", f"{path}2", "bbox [9, 9, 0.5, 5] is less than a pixel wide or high"),
+        ("warning", f"{path}3", "bbox [100, 5, 5, 5] lies wholly outside its image"),
+        ("warning", f"{path}4", "bbox [60, 5, 50, 5] reaches out of its image"),
+        ("warning", f"{path}7", "bbox [7, 7, 9, 9] repeats another box of its image and class"),
         ("warning", f"{path}0", "pycocotools takes a match with id 0 for a miss"),
     ]
 
@@ -96,10 +98,65 @@ def test_odd_images_and_classes_are_told(root):
     assert found(root) == [
         ("error", path, "its categories differ from those of instances_train.json"),
         ("warning", f"{path}: b2.png", "2 image records name this file"),
-        ("note", path, "no box of 1 classes: unicorn"),
-        ("note", path, "1 images have no annotations, the first is b2.png"),
-        ("note", path, "1 images have more than 100 boxes, up to 113"),
+        ("note", path, "classes without a box: 1 (unicorn)"),
+        ("note", path, "images without annotations: 1, the first is b2.png"),
+        ("note", path, "images of more than 100 boxes: 1, up to 113"),
     ]
+
+
+def test_pictures_that_are_not_taken_over_as_they_stand_are_told(tmp_path):
+    sideways = Image.Exif()
+    sideways[274] = 6
+    pictures = {
+        "stored.jpg": (Image.new("RGB", (64, 48)), {"exif": sideways}),
+        "turned.jpg": (Image.new("RGB", (48, 64)), {"exif": sideways}),
+        "gray.png": (Image.new("L", (64, 48)), {}),
+        "both.png": (Image.new("LA", (64, 48)), {}),
+        "deep.png": (Image.new("I;16", (64, 48)), {}),
+        "print.jpg": (Image.new("CMYK", (64, 48)), {}),
+        "plain.png": (Image.new("RGB", (64, 48)), {}),
+    }
+    content = tree(
+        images=[image(i, name) for i, name in enumerate(pictures, 1)], annotations=[annotation(1, 1)]
+    )
+    root = write_plain(tmp_path, content, content)
+    for name, (picture, options) in pictures.items():
+        picture.save(root / "images" / name, **options)
+    lines = [line for line in found(root) if line[1] == "annotations/instances_train.json"]
+    assert [(severity, what) for severity, _, what in lines if "without" not in what] == [
+        ("warning", "images with an EXIF orientation that is not applied: 1, the first is stored.jpg"),
+        ("note", "images turned by their EXIF orientation: 1, the first is turned.jpg"),
+        ("note", "grayscale images: 2, the first is gray.png"),
+        ("note", "images of 16 bits: 1, the first is deep.png"),
+        ("note", "images in CMYK: 1, the first is print.jpg"),
+        ("note", "images with transparency: 1, the first is both.png"),
+    ]
+
+
+def test_images_that_training_leaves_out_for_their_size_are_a_note(root):
+    content = several("b", 2)
+    content["images"] += [image(3, "b3.png", 31, 200)]
+    write_json(root / "annotations/instances_val.json", content)
+    Image.new("RGB", (31, 200)).save(root / "images/b3.png")
+    path = "annotations/instances_val.json"
+    assert ("note", path, "images with a side below 32 pixels: 1, the first is b3.png") in found(root)
+
+
+def test_a_training_file_without_a_box_is_an_error(root):
+    content = several("a", 4)
+    for record in content["annotations"]:
+        record["iscrowd"] = 1
+    write_json(root / "annotations/instances_train.json", content)
+    assert ("error", "annotations/instances_train.json", "no box to train on") in found(root)
+
+
+def test_a_validation_file_without_a_box_is_a_warning_and_without_an_image_an_error(root):
+    path = "annotations/instances_val.json"
+    content = several("b", 2) | {"annotations": []}
+    write_json(root / path, content)
+    assert ("warning", path, "no box to be found") in found(root)
+    write_json(root / path, content | {"images": []})
+    assert ("error", path, "no images") in found(root)
 
 
 def test_an_image_of_both_splits_is_a_warning(root):

@@ -120,6 +120,12 @@ def test_a_training_split_without_objects_is_refused(tmp_path):
         open_data(data_of(root), tmp_path / "cache")
 
 
+def test_a_validation_split_without_images_is_refused(tmp_path):
+    root = write_plain(tmp_path, several("a", 2), several("b", 0))
+    with pytest.raises(DataError, match=r"instances_val\.json: lists no images"):
+        open_data(data_of(root), tmp_path / "cache")
+
+
 def test_drawn_data_is_written_and_opened(tmp_path):
     told = []
     source = Drawn(size=48, num_train=3, num_val=2)

@@ -299,3 +299,14 @@ def test_a_report_of_fewer_rows_does_not_make_a_claim_easier(collect):
     )
     assert judge(fewer) == judge(whole)[:1]
     assert judge(replace(fewer, whole=None))[0].p_for < judge(fewer)[0].p_for
+
+
+def test_a_metric_without_a_value_leaves_a_claim_undecided(collect):
+    collected = collect("date/table5", {A: (0, 1), B: (0, 1)})
+    nothing = [
+        replace(entry, results=[replace(r, metrics=dict.fromkeys(r.metrics)) for r in entry.results])
+        for entry in collected.entries
+    ]
+    text = judge(replace(collected, entries=nothing))[0].text
+    assert text.startswith(f"Not measured: {B} (no AP)")
+    assert "nothing that it could be measured on" in text
