@@ -308,5 +308,6 @@ def test_a_metric_without_a_value_leaves_a_claim_undecided(collect):
         for entry in collected.entries
     ]
     text = judge(replace(collected, entries=nothing))[0].text
-    assert text.startswith(f"Not measured: {B} (no AP)")
-    assert "nothing that it could be measured on" in text
+    assert text.startswith("Not measured: Baseline (OneNet), POTO (not run); Baseline (OneNet) (no AP). ")
+    text = judge(replace(collected, entries=nothing))[2].text
+    assert text.startswith(f"Not measured: {B} (no AP); {A} (no AP). The validation images have nothing")
