@@ -189,7 +189,12 @@ def _axis(
         return tuple(_series(recipe, sweep, values) for sweep in sweeps)
     if "." not in param:
         known = sorted({sweep.param for sweep in recipe.sweeps})
-        raise RecipeError(f"ablate: {recipe.name} sweeps no '{param}'{closest(param, known)}")
+        elsewhere = [found.name for found, _ in find_param(param)]
+        there = f"; it is swept in {', '.join(elsewhere)}" if elsewhere else closest(param, known)
+        raise RecipeError(
+            f"ablate: {recipe.short_name} sweeps no '{param}'{there}. A key path such as branches.o2m.weight, with "
+            "--values, works in every recipe"
+        )
     if values is None:
         raise RecipeError(
             f"ablate: {param} is a key path, so no paper gives values for it; give --values 1,2,3"

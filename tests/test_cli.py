@@ -107,6 +107,10 @@ def test_the_launcher_in_a_clone_is_the_same_command_line():
         (["ablate", "--param", "alpha"], ["--recipe align-detr/table5", "--recipe match-free/table3"]),
         (["ablate", "--param", "lambda_o2n"], ["did you mean 'lambda_o2", "--recipe"]),
         (["run", "align-detr/table1/stable-dino-*"], ["none of the chosen rows can run", "memory fusion"]),
+        (
+            ["ablate", "--param", "lambda_o2m", "--recipe", "date/table7"],
+            ["date/table7 sweeps no 'lambda_o2m'; it is swept in date/table10"],
+        ),
         (["ablate"], ["give --param NAME"]),
         (["ls", "quickstrat", "date/table99/x"], ["did you mean 'quickstart'?", "date/table99/x: no recipe"]),
         (
