@@ -1,12 +1,16 @@
-"""The shape of a recipe file and of a base file: what may stand where. What it means is said in `recipes`."""
+"""The shape of a recipe file and of a base file: what may stand where, and which names must agree.
+
+What it means is said in `recipes`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import Field
 
-from detbench.parts.part import Count, Positive, part
+from detbench.parts.part import Count, Positive, closest, part
 
 Value = bool | int | float | str
 Scale = Literal["smoke", "cpu", "gpu", "paper"]
@@ -219,3 +223,47 @@ class BaseText:
     estimate: dict[Scale, Reference] = Field(default_factory=dict)
     variant: dict[str, Variant] = Field(default_factory=dict)
     scale: dict[Scale, dict[str, Any]] = Field(default_factory=dict)
+
+
+def problems_of(text: RecipeText, rows: Mapping[str, Row], *, where: str) -> Iterator[str]:
+    """Names in a recipe that stand for no row or metric of it, and claims that claim nothing, each as a line.
+
+    Args:
+        text: the recipe.
+        rows: all of it by label, those of its sweeps included.
+        where: opens each line.
+    """
+    labels, metrics = list(rows), list(text.recipe.metrics)
+    for claim in text.claim:
+        place = f"{where}, claim '{claim.text}'"
+        yield from (f"{place}: {problem}" for problem in _claim_problems(claim))
+        yield from (f"{place}: {_no_row(label, labels)}" for label in claim.rows if label not in rows)
+        yield from _no_metrics([claim.metric], metrics, where=place)
+    yield from _no_metrics(text.recipe.tolerance, metrics, where=f"{where}: tolerance")
+    if text.recipe.baseline and text.recipe.baseline not in rows:
+        yield f"{where}: baseline: {_no_row(text.recipe.baseline, labels)}"
+    for row in rows.values():
+        yield from _no_metrics(row.reported, metrics, where=f"{where}, row '{row.label}': reported")
+
+
+def _no_row(label: str, labels: list[str]) -> str:
+    return f"no row is called '{label}'{closest(label, labels)}"
+
+
+def _no_metrics(names: Iterable[str], metrics: list[str], *, where: str) -> Iterator[str]:
+    for name in names:
+        if name not in metrics:
+            yield f"{where}: {name} is no metric of this table{closest(name, metrics)}"
+
+
+def _claim_problems(claim: Claim) -> Iterator[str]:
+    """What is wrong with a claim by itself."""
+    two = claim.kind in ("sign", "at_least")
+    if len(claim.rows) < 2 or (two and len(claim.rows) > 2):
+        yield f"{claim.kind} compares two rows{'' if two else ' or more'}, not {len(claim.rows)}"
+    if len(set(claim.rows)) < len(claim.rows):
+        yield "a row is named twice"
+    if claim.margin and claim.kind != "at_least":
+        yield f"a margin belongs to at_least, not to {claim.kind}"
+    if claim.sign != "+" and claim.kind != "sign":
+        yield f"a sign belongs to the kind sign, not to {claim.kind}"

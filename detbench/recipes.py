@@ -36,6 +36,7 @@ from detbench.recipe_text import (
     Sweep,
     Value,
     Variant,
+    problems_of,
 )
 
 
@@ -374,8 +375,7 @@ def _load_base(path: Path) -> BaseText:
 
 @cache
 def _load_file(path: Path, name: str) -> Recipe:
-    text = read_part(RecipeText, read_toml(path), where=str(name))
-    metrics = list(text.recipe.metrics)
+    text = read_part(RecipeText, read_toml(path), where=name)
     rows: dict[str, Row] = {}
     problems = []
     for row in text.row:
@@ -383,44 +383,17 @@ def _load_file(path: Path, name: str) -> Recipe:
             problems.append(f"{name}: two rows are called '{row.label}'")
         rows[row.label] = row
     for sweep in text.sweep:
+        where = f"{name}, sweep '{sweep.param}'"
         if not sweep.keys and not all(point.set or point.use or point.label in rows for point in sweep.point):
-            problems.append(f"{name}, sweep '{sweep.param}': give a key, or a set or use for every point")
+            problems.append(f"{where}: give a key, or a set or use for every point")
         for point in sweep.point:
             if point.label not in rows:
                 rows[point.label] = point_row(sweep, point)
             elif point != Point(value=point.value, label=point.label):
                 problems.append(
-                    f"{name}, sweep '{sweep.param}': the row '{point.label}' exists, so its point says "
-                    "nothing but value and label"
+                    f"{where}: the row '{point.label}' exists, so its point says nothing but value and label"
                 )
-    for claim in text.claim:
-        problems += [f"{name}, claim '{claim.text}': {problem}" for problem in _claim_problems(claim)]
-        problems += [
-            f"{name}, claim '{claim.text}': no row is called '{label}'{closest(label, list(rows))}"
-            for label in claim.rows
-            if label not in rows
-        ]
-        if claim.metric not in metrics:
-            problems.append(
-                f"{name}, claim '{claim.text}': {claim.metric} is no metric of this table"
-                f"{closest(claim.metric, metrics)}"
-            )
-    problems += [
-        f"{name}: tolerance: {metric} is no metric of this table{closest(metric, metrics)}"
-        for metric in text.recipe.tolerance
-        if metric not in metrics
-    ]
-    if text.recipe.baseline and text.recipe.baseline not in rows:
-        problems.append(
-            f"{name}: baseline: no row is called '{text.recipe.baseline}'{closest(text.recipe.baseline, list(rows))}"
-        )
-    for row in rows.values():
-        problems += [
-            f"{name}, row '{row.label}': reported: {metric} is no metric of this table"
-            f"{closest(metric, metrics)}"
-            for metric in row.reported
-            if metric not in metrics
-        ]
+    problems += problems_of(text, rows, where=name)
     if problems:
         raise RecipeError(problems)
     ordered = _paper_order(text.recipe, rows)
@@ -435,19 +408,6 @@ def point_row(sweep: Sweep, point: Point) -> Row:
         scale=dict.fromkeys(SCALES, value) if value else {},
         reported=point.reported, needs=point.needs, note=point.note, source=point.source,
     )  # fmt: skip
-
-
-def _claim_problems(claim: Claim) -> Iterator[str]:
-    """What is wrong with a claim by itself."""
-    two = claim.kind in ("sign", "at_least")
-    if len(claim.rows) < 2 or (two and len(claim.rows) > 2):
-        yield f"{claim.kind} compares two rows{'' if two else ' or more'}, not {len(claim.rows)}"
-    if len(set(claim.rows)) < len(claim.rows):
-        yield "a row is named twice"
-    if claim.margin and claim.kind != "at_least":
-        yield f"a margin belongs to at_least, not to {claim.kind}"
-    if claim.sign != "+" and claim.kind != "sign":
-        yield f"a sign belongs to the kind sign, not to {claim.kind}"
 
 
 def _paper_order(head: Head, rows: dict[str, Row]) -> dict[str, Row]:
