@@ -25,6 +25,7 @@ from detbench.metrics.crowd import CrowdResult
 from detbench.metrics.tables import DetectionTable
 from detbench.parts.experiment import Experiment
 from detbench.parts.test import CocoMetrics, CrowdMetrics
+from detbench.store import whole_file
 
 Metrics = CocoMetrics | CrowdMetrics
 Measured = CocoResult | CrowdResult
@@ -112,12 +113,10 @@ def percent_per_class(result: Measured, names: Sequence[str]) -> dict[str, dict[
 
 def write_detections(path: Path, table: DetectionTable) -> None:
     """The raw detections, exactly as they were measured."""
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
+    with whole_file(path) as file:
         np.savez_compressed(
             file, image=table.image, label=table.label, boxes_xywh=table.boxes_xywh, scores=table.scores
         )
-    temporary.replace(path)
 
 
 def _as_columns(batch: Batch, found: list[Detections]) -> list[tuple[NDArray[Any], ...]]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detbench.errors import StoreError
 from detbench.results import DETECTIONS, Result, read_detections
-from detbench.store import Store
+from detbench.store import Store, whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +48,9 @@ def resampled_scores(store: Store, result: Result) -> dict[str, NDArray[np.float
     kept = store.cache / "resampled" / f"{result.digest}-{result.seed}-{content}-{RESAMPLES}.npz"
     if not kept.is_file():
         print(f"resampling the images of run {result.name}", file=sys.stderr)
-        _write(kept, _scores(store, result, detections))
+        scores = _scores(store, result, detections)
+        with whole_file(kept) as file:
+            np.savez(file, **scores)  # type: ignore[arg-type]
     with np.load(kept) as arrays:
         return dict(arrays)
 
@@ -68,13 +69,3 @@ def _scores(store: Store, result: Result, detections: Path) -> dict[str, NDArray
     weights = image_weights(matches.num_images, resamples=RESAMPLES, seed=0)
     scores = resampled_precisions(matches, weights)
     return {name: values * 100 for name, values in scores.items() if not np.isnan(values).any()}
-
-
-def _write(path: Path, arrays: dict[str, NDArray[np.float64]]) -> None:
-    import numpy as np
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)
