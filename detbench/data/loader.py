@@ -26,11 +26,6 @@ _STREAM, _UNLABELLED_STREAM, _SHARE_STREAM = 2, 3, 4
 AnyBatch = TypeVar("AnyBatch", Batch, TeachingBatch)
 
 
-def steps_per_epoch(split: DetectionData, batch: int) -> int:
-    """Steps after which every image has been seen, the images of the last one included."""
-    return -(-len(split) // batch)
-
-
 def train_batches(
     split: DetectionData,
     data: Data,

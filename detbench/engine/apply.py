@@ -13,19 +13,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from detbench.data.annotations import Annotations
 from detbench.data.batch import Batch, Sample, collate
 from detbench.data.dataset import DetectionData, OpenData
 from detbench.data.images import read_image
 from detbench.data.loader import test_batches
 from detbench.data.pictures import Box, save, with_boxes
-from detbench.data.sources import read_splits
+from detbench.data.sources import Splits, read_splits
 from detbench.data.transforms import transformed
 from detbench.engine.evaluate import detect_in, measure, percent, percent_per_class, require_measurable
 from detbench.engine.published import build, read_about
 from detbench.errors import DataError, StoreError
 from detbench.metrics.tables import DetectionTable
-from detbench.parts.data import Coco, CrowdHuman, source_in
+from detbench.parts.data import source_in
 from detbench.parts.experiment import Experiment, read_experiment
 from detbench.results import read_result
 from detbench.store import STUDENT, WEIGHTS, Store
@@ -135,8 +134,7 @@ def evaluate(trained: Trained, folder: Path, *, cache: Path, workers: int) -> Ev
     Raises:
         DataError: the data can't be read, or has a class that the model doesn't know.
     """
-    source = source_in(str(folder))
-    splits = read_splits(source, cache)
+    splits = read_splits(source_in(str(folder)), cache)
     place_of = {name: place for place, name in enumerate(splits.val.category_names)}
     unknown = [name for name in place_of if name not in trained.class_names]
     if unknown:
@@ -144,7 +142,7 @@ def evaluate(trained: Trained, folder: Path, *, cache: Path, workers: int) -> Ev
             f"{splits.val.path}: has classes that {trained.name} doesn't know ({_some(unknown)}); it knows "
             f"{_some(trained.class_names)}. Rename them, or leave them out"
         )
-    data = _data(trained, source, splits.val, splits.layout.val.images, splits.root)
+    data = _data(splits)
     metrics = trained.experiment.test.metrics
     require_measurable(data, metrics)
     batches = test_batches(
@@ -258,12 +256,12 @@ def _ready(
     return Trained(name, experiment, model, class_names, device)
 
 
-def _data(
-    trained: Trained, source: Coco | CrowdHuman, val: Annotations, images: Path, root: Path
-) -> OpenData:
+def _data(splits: Splits) -> OpenData:
     """The validation split as a run would see it; nobody trains, so both splits are it."""
-    split = DetectionData(val, images, np.arange(val.num_images), np.ones(len(val.labels), dtype=bool))
-    return OpenData(split, split, val.category_names, "", root)
+    val = splits.val
+    indices, is_target = np.arange(val.num_images), np.ones(len(val.labels), dtype=bool)
+    split = DetectionData(val, splits.layout.val.images, indices, is_target)
+    return OpenData(split, split, val.category_names, "", splits.root)
 
 
 def _batches(trained: Trained, paths: Sequence[Path]) -> Iterator[Batch]:

@@ -6,7 +6,7 @@ import torch
 from coco_files import several, write_plain
 
 from detbench.data.dataset import open_data
-from detbench.data.loader import steps_per_epoch, test_batches, train_batches
+from detbench.data.loader import test_batches, train_batches
 from detbench.errors import DataError
 from detbench.parts.data import Coco, Data, DetrResize, FixedResize
 
@@ -108,10 +108,6 @@ def test_testing_sees_every_image_once_in_order(opened, data, workers):
     found = list(test_batches(opened.val, data, batch=3, workers=workers))
     assert [batch.image_index for batch in found] == [(0, 1, 2), (3, 4, 5), (6,)]
     assert all(min(size) == 32 for batch in found for size in batch.sizes)
-
-
-def test_an_epoch_counts_its_last_smaller_step(opened):
-    assert [steps_per_epoch(opened.train, batch) for batch in (1, 3, 5, 10, 16)] == [10, 4, 2, 1, 1]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
