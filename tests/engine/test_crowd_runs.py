@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from smoke_runs import cell_of, do
 
 from detbench import ablation, recipes, runs
 from detbench.data.dataset import open_data
 from detbench.data.drawn import write
 from detbench.engine.evaluate import measure, percent
-from detbench.engine.run import run_experiment
 from detbench.errors import DataError
 from detbench.metrics import crowd
 from detbench.metrics.tables import DetectionTable
@@ -30,14 +30,10 @@ def resolved(label: str, scale: Scale, *overrides: str, data: str | None = None)
 
 def run(pattern: str, folder: Path, *overrides: str, data: str | None = None) -> tuple[runs.Cell, Result]:
     store = Store(folder)
-    context = Context("smoke", data, overrides)
-    (cell,) = runs.plan(recipes.select([pattern]), context, seeds=[0], store=store)
-    cell.folder.mkdir(parents=True)
-    runs.request(cell)
-    return cell, run_experiment(
-        cell.experiment, seed=0, fingerprint=cell.fingerprint, scale="smoke", folder=cell.folder,
-        cache=store.cache, device="cpu",
-    )  # fmt: skip
+    cell = cell_of(pattern, store, *overrides, data=data)
+    result = do(cell, store.cache)
+    assert result is not None
+    return cell, result
 
 
 # ------------------------------------------------------------------ settings

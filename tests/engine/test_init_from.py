@@ -10,9 +10,9 @@ import pytest
 import tomli_w
 import torch
 from safetensors.torch import load_file
+from smoke_runs import do
 
 from detbench import recipes, runs, workers
-from detbench.engine.run import run_experiment
 from detbench.errors import RecipeError
 from detbench.recipes import Context
 from detbench.results import RESULT
@@ -37,15 +37,6 @@ def own_recipe(folder: Path, *rows: dict[str, Any]) -> Path:
 def resolved(path: Path, label: str, context: Context = SMOKE) -> Any:
     recipe = recipes.load(str(path))
     return recipes.resolve(recipe, recipe.rows[label], context)
-
-
-def do(cell: runs.Cell, cache: Path, **options: Any) -> None:
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    runs.request(cell)
-    run_experiment(
-        cell.experiment, seed=cell.seed, fingerprint=cell.fingerprint, scale="smoke", folder=cell.folder, cache=cache,
-        device="cpu", **options,
-    )  # fmt: skip
 
 
 def test_the_run_that_others_start_from_is_planned_first_and_once(tmp_path: Path) -> None:

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from smoke_runs import cell_of, do
 
-from detbench import recipes, runs
-from detbench.engine.run import run_experiment
-from detbench.recipes import Context
+from detbench import runs
 from detbench.results import CURVE, STOPPED, read_curve, read_stopped
 from detbench.store import WEIGHTS, Store
 
@@ -19,17 +18,7 @@ SETTINGS = ("training.evaluations=3", "schedule.length=6")
 
 
 def cell_in(store: Store) -> runs.Cell:
-    context = Context("smoke", None, SETTINGS)
-    (cell,) = runs.plan(recipes.select(["quickstart/fcos"]), context, seeds=[0], store=store)
-    runs.request(cell)
-    return cell
-
-
-def do(cell: runs.Cell, cache: Path, **options):
-    return run_experiment(
-        cell.experiment, seed=0, fingerprint=cell.fingerprint, scale="smoke", folder=cell.folder, cache=cache,
-        device="cpu", **options,
-    )  # fmt: skip
+    return cell_of("quickstart/fcos", store, *SETTINGS)
 
 
 @pytest.fixture(scope="module")

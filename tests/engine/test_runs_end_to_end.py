@@ -1,23 +1,21 @@
 """Whole runs at `smoke` scale: every row of every recipe, and what has to hold whatever happens to the process."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from smoke_runs import assert_same_to_the_bit, cell_of, do, train_with_kills, worker
 
 from detbench import recipes, runs, workers
 from detbench.data.truth import ground_truth
 from detbench.engine import machine
-from detbench.engine.run import run_experiment
 from detbench.errors import NonFiniteLoss, RunFailed
 from detbench.metrics import pycoco
 from detbench.parts.experiment import Experiment
@@ -30,22 +28,6 @@ from detbench.store import CHECKPOINT, ERROR, HELD, PREVIOUS, WEIGHTS, Store
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
-
-
-def cell_of(pattern: str, store: Store, *overrides: str, seed: int = 0) -> runs.Cell:
-    context = Context("smoke", None, overrides)
-    (cell,) = runs.plan(recipes.select([pattern]), context, seeds=[seed], store=store)
-    return cell
-
-
-def do(cell: runs.Cell, cache: Path, **options):
-    """The run of a cell in this process."""
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    runs.request(cell)
-    return run_experiment(
-        cell.experiment, seed=cell.seed, fingerprint=cell.fingerprint, scale=cell.context.scale, folder=cell.folder,
-        cache=cache, device="cpu", **options,
-    )  # fmt: skip
 
 
 def distinct_cells() -> list[tuple[str, recipes.Recipe, Row]]:
@@ -184,49 +166,15 @@ def test_one_broken_run_does_not_stop_the_others(tmp_path):
     assert json.loads((bad.folder / ERROR).read_text())["kind"] == "NonFiniteLoss"
 
 
-def worker(cell: runs.Cell, cache: Path, *options: str) -> subprocess.Popen:
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    runs.request(cell)
-    command = [
-        sys.executable,
-        "-m",
-        "detbench.engine",
-        str(cell.folder),
-        "--cache",
-        str(cache),
-        "--device",
-        "cpu",
-    ]
-    return subprocess.Popen([*command, *options], env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
 @pytest.mark.slow
 def test_a_killed_run_ends_bit_identical_to_one_never_killed(tmp_path, cache):
     settings = ("schedule.length=40", "training.ema=0.9", "training.evaluations=4")
     whole = cell_of("quickstart/date-f", Store(tmp_path / "whole"), *settings)
     killed = cell_of("quickstart/date-f", Store(tmp_path / "killed"), *settings)
     assert worker(whole, cache).wait() == 0
-    kills = 0
-    for stop_after in (3, 17, 29):
-        process = worker(killed, cache, "--checkpoint-seconds", "0")
-        while process.poll() is None:
-            now = runs.progress(killed.folder)
-            if now is not None and now.step >= stop_after:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                kills += 1
-            time.sleep(0.005)
-    assert kills >= 2, "the runs were too quick to be killed"
-    if not (killed.folder / "result.json").is_file():
-        assert worker(killed, cache, "--checkpoint-seconds", "0").wait() == 0
-    a, b = load_file(whole.folder / WEIGHTS), load_file(killed.folder / WEIGHTS)
-    assert all(torch.equal(a[key], b[key]) for key in a)
-    assert read_result(whole.folder).metrics == read_result(killed.folder).metrics
-    one, two = read_curve(whole.folder), read_curve(killed.folder)
-    assert [(e["step"], e["losses"]) for e in one.steps] == [(e["step"], e["losses"]) for e in two.steps]
-    assert [(e["step"], e["metrics"]) for e in one.evaluations] == [
-        (e["step"], e["metrics"]) for e in two.evaluations
-    ]
+    kills = train_with_kills(killed, cache, after=(3, 17, 29))
+    assert len(kills) >= 2, "the runs were too quick to be killed"
+    assert_same_to_the_bit(whole.folder, killed.folder, WEIGHTS)
 
 
 def test_a_checkpoint_that_was_cut_off_gives_way_to_the_one_before(tmp_path, cache):

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from smoke_runs import assert_same_to_the_bit, cell_of, do, train_with_kills, worker
 from torch import nn
 
 from detbench import recipes, runs
 from detbench.data.dataset import open_data
 from detbench.engine import apply, teach
-from detbench.engine.run import run_experiment
 from detbench.engine.teach import Taught, follow
 from detbench.engine.train import Trainer
 from detbench.parts.test import Nms, TopK
 from detbench.recipes import Context
-from detbench.results import DETECTIONS, read_curve, read_detections, read_result
-from detbench.store import CHECKPOINT, STUDENT, WEIGHTS, Store
+from detbench.results import DETECTIONS, read_curve, read_detections
+from detbench.store import STUDENT, WEIGHTS, Store
 
 RECIPE = """
 [recipe]
@@ -91,22 +86,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def cell_of(recipe: str, row: str, folder: Path, *overrides: str) -> runs.Cell:
-    chosen = recipes.select([f"{recipe}/{row}"])
-    (cell,) = runs.plan(chosen, Context("smoke", None, overrides), seeds=[0], store=Store(folder))
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    runs.request(cell)
-    return cell
-
-
-def do(cell: runs.Cell, cache: Path, **options: Any) -> Any:
-    """The run of a cell in this process."""
-    return run_experiment(
-        cell.experiment, seed=cell.seed, fingerprint=cell.fingerprint, scale=cell.context.scale, folder=cell.folder,
-        cache=cache, device="cpu", **options,
-    )  # fmt: skip
-
-
 def trainer_of(cell: runs.Cell, cache: Path) -> Trainer:
     return Trainer(
         cell.experiment, seed=0, data=open_data(cell.experiment.data, cache), folder=cell.folder, init_from=None,
@@ -121,7 +100,7 @@ def taught(trainer: Trainer) -> Taught:
 
 def test_a_teacher_is_the_moving_average_of_its_student(recipe: str, tmp_path: Path, cache: Path) -> None:
     """Worked out again from the students of each step."""
-    trainer = trainer_of(cell_of(recipe, "taught", tmp_path, "schedule.length=12"), cache)
+    trainer = trainer_of(cell_of(f"{recipe}/taught", Store(tmp_path), "schedule.length=12"), cache)
     objective, students = taught(trainer), []
     before_step = objective.before_step
 
@@ -170,7 +149,7 @@ def test_pseudo_losses_are_those_of_the_teachers_boxes_times_the_weight(
     recipe: str, tmp_path: Path, cache: Path
 ) -> None:
     """Put together by hand from the same batch: labelled images as ever, the others with moved boxes as objects."""
-    trainer = trainer_of(cell_of(recipe, "taught", tmp_path), cache)
+    trainer = trainer_of(cell_of(f"{recipe}/taught", Store(tmp_path)), cache)
     objective = taught(trainer)
     objective.before_step(0)
     batch = next(objective.batches(0))
@@ -198,7 +177,7 @@ def test_a_teachers_boxes_lie_where_its_student_sees_the_same_things(
     recipe: str, tmp_path: Path, cache: Path
 ) -> None:
     """A box in the file's image, found on the weak view, is the box of the strong view."""
-    objective = taught(trainer_of(cell_of(recipe, "taught", tmp_path), cache))
+    objective = taught(trainer_of(cell_of(f"{recipe}/taught", Store(tmp_path)), cache))
     batch = next(objective.batches(0))
     center = torch.tensor([0.5, 0.5, 1.0], dtype=torch.float64)
     for i in range(len(batch.weak.names)):
@@ -212,7 +191,7 @@ def test_a_teachers_boxes_lie_where_its_student_sees_the_same_things(
 def test_the_first_stage_has_its_branches_its_silence_and_its_postprocess(
     recipe: str, tmp_path: Path, cache: Path
 ) -> None:
-    cell = cell_of(recipe, "stages", tmp_path, "schedule.length=4", "training.evaluations=4")
+    cell = cell_of(f"{recipe}/stages", Store(tmp_path), "schedule.length=4", "training.evaluations=4")
     do(cell, cache)
     steps = read_curve(cell.folder).steps
     for entry in steps[:2]:
@@ -226,7 +205,7 @@ def test_the_first_stage_has_its_branches_its_silence_and_its_postprocess(
 def test_until_the_burn_in_is_over_labelled_images_are_learnt_alone(
     recipe: str, tmp_path: Path, cache: Path
 ) -> None:
-    cell = cell_of(recipe, "taught", tmp_path, "schedule.length=4", "teacher.burn_in=0.5")
+    cell = cell_of(f"{recipe}/taught", Store(tmp_path), "schedule.length=4", "teacher.burn_in=0.5")
     assert do(cell, cache).data["num_unlabelled"] == 3
     learnt = [any(name.startswith("pseudo.") for name in e["losses"]) for e in read_curve(cell.folder).steps]
     assert learnt == [False, False, True, True]
@@ -235,7 +214,7 @@ def test_until_the_burn_in_is_over_labelled_images_are_learnt_alone(
 def test_each_evaluation_keeps_the_detections_of_its_stage(
     recipe: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell = cell_of(recipe, "stages", tmp_path, "schedule.length=4", "training.evaluations=4")
+    cell = cell_of(f"{recipe}/stages", Store(tmp_path), "schedule.length=4", "training.evaluations=4")
     used: list[str] = []
     for kind in (Nms, TopK):
         original = kind.__call__
@@ -250,7 +229,9 @@ def test_each_evaluation_keeps_the_detections_of_its_stage(
 
 
 def test_teacher_and_student_are_tested_from_one_training(recipe: str, tmp_path: Path, cache: Path) -> None:
-    cells = [cell_of(recipe, row, tmp_path, "schedule.length=6") for row in ("taught", "student")]
+    cells = [
+        cell_of(f"{recipe}/{row}", Store(tmp_path), "schedule.length=6") for row in ("taught", "student")
+    ]
     assert cells[0].digest != cells[1].digest
     do(cells[0], cache)
     trained = Store(tmp_path).trained(cells[1].training_digest, 0)
@@ -271,7 +252,7 @@ def test_teacher_and_student_are_tested_from_one_training(recipe: str, tmp_path:
 def test_without_a_teacher_unlabelled_images_are_seen_by_nobody(
     recipe: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell = cell_of(recipe, "supervised", tmp_path, "schedule.length=6")
+    cell = cell_of(f"{recipe}/supervised", Store(tmp_path), "schedule.length=6")
     data = open_data(cell.experiment.data, cache)
     assert data.unlabelled is not None
     result = do(cell, cache)
@@ -289,7 +270,7 @@ def _some_batches(trainer: Trainer) -> list[Any]:
 
 def test_an_epoch_of_a_teachers_training_is_of_all_images(recipe: str, tmp_path: Path, cache: Path) -> None:
     settings = ("schedule.length=2", "schedule.unit=epochs")
-    assert trainer_of(cell_of(recipe, "taught", tmp_path, *settings), cache).total == 2 * 6 / 2
+    assert trainer_of(cell_of(f"{recipe}/taught", Store(tmp_path), *settings), cache).total == 2 * 6 / 2
 
 
 def test_a_plan_counts_what_unlabelled_images_cost(recipe: str, tmp_path: Path) -> None:
@@ -309,42 +290,17 @@ def test_a_plan_counts_what_unlabelled_images_cost(recipe: str, tmp_path: Path) 
     assert seconds("taught", *half, "teacher.burn_in=1.0") == pytest.approx(four_labelled)
 
 
-def worker(cell: runs.Cell, cache: Path, *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "detbench.engine", str(cell.folder), "--cache", str(cache)]
-    return subprocess.Popen(
-        [*command, "--device", "cpu", *options], env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-
-
 @pytest.mark.slow
 def test_a_killed_training_ends_bit_identical_to_one_never_killed(
     recipe: str, tmp_path: Path, cache: Path
 ) -> None:
     """Student, teacher, optimiser, both streams of images and the stage, killed on both sides of its switch."""
     settings = ("schedule.length=40", "training.evaluations=4")
-    whole = cell_of(recipe, "stages", tmp_path / "whole", *settings)
-    killed = cell_of(recipe, "stages", tmp_path / "killed", *settings)
+    whole = cell_of(f"{recipe}/stages", Store(tmp_path / "whole"), *settings)
+    killed = cell_of(f"{recipe}/stages", Store(tmp_path / "killed"), *settings)
     assert worker(whole, cache).wait() == 0
-    kills = []
-    for stop_after in (5, 17, 22):
-        process = worker(killed, cache, "--checkpoint-seconds", "0")
-        while process.poll() is None:
-            now = runs.progress(killed.folder)
-            if now is not None and now.step >= stop_after:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                kills.append(int(torch.load(killed.folder / CHECKPOINT, weights_only=True)["step"]))
-            time.sleep(0.005)
+    kills = train_with_kills(killed, cache, after=(5, 17, 22))
     assert min(kills) < 20 < max(kills), (
         f"killed after steps {kills}, which is on one side of the switch only"
     )
-    if not (killed.folder / "result.json").is_file():
-        assert worker(killed, cache, "--checkpoint-seconds", "0").wait() == 0
-    for name in (WEIGHTS, STUDENT):
-        one, other = (load_file(cell.folder / name) for cell in (whole, killed))
-        assert all(torch.equal(one[key], other[key]) for key in one)
-    assert read_result(whole.folder).metrics == read_result(killed.folder).metrics
-    curves = [read_curve(cell.folder) for cell in (whole, killed)]
-    assert [(e["step"], e["losses"]) for e in curves[0].steps] == [
-        (e["step"], e["losses"]) for e in curves[1].steps
-    ]
+    assert_same_to_the_bit(whole.folder, killed.folder, WEIGHTS, STUDENT)

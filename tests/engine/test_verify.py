@@ -9,13 +9,11 @@ import sys
 
 import numpy as np
 import pytest
+from smoke_runs import cell_of, do
 
-from detbench import recipes, runs
-from detbench.engine.run import run_experiment
 from detbench.engine.verify import verify
 from detbench.parts.experiment import identity_of, training_digest_of
 from detbench.parts.part import digest_of
-from detbench.recipes import Context
 from detbench.results import read_request, read_result
 from detbench.store import CHECKSUMS, Store, write_request
 
@@ -25,13 +23,8 @@ NO_SUMS = f"{CHECKSUMS}: missing or damaged, so that no file can be held to it"
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("runs"))
-    cell, *_ = runs.plan(recipes.select(["quickstart"]), Context("smoke"), seeds=[0], store=store)
-    cell.folder.mkdir(parents=True)
-    runs.request(cell)
-    run_experiment(
-        cell.experiment, seed=0, fingerprint=cell.fingerprint, scale="smoke", folder=cell.folder, cache=store.cache,
-        device="cpu",
-    )  # fmt: skip
+    cell = cell_of("quickstart/onenet", store)
+    do(cell, store.cache)
     return cell.folder
 
 

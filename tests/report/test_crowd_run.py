@@ -7,17 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import finished_run
+from smoke_runs import cell_of, do
 from typer.testing import CliRunner
 
-from detbench import cli, recipes, runs
+from detbench import cli
 from detbench.data.sources import read_splits
 from detbench.data.truth import ground_truth
-from detbench.engine.run import run_experiment
 from detbench.engine.verify import verify
 from detbench.metrics import coco, crowd
 from detbench.parts.data import Drawn
 from detbench.parts.test import CocoMetrics, CrowdMetrics
-from detbench.recipes import Context
 from detbench.report.run_page import miss_rate, page
 from detbench.report.run_report import RunReport, as_tree, examine, render
 from detbench.results import DETECTIONS, read_detections
@@ -87,14 +86,9 @@ def test_a_run_with_coco_s_metrics_says_nothing_of_crowds(store: Store):
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A crowd run that did run, with a detection for every prediction."""
     store = Store(tmp_path_factory.mktemp("trained"))
-    context = Context("smoke", None, ("test.postprocess.score_threshold=0.0", "data.source.num_val=3"))
-    (cell,) = runs.plan(recipes.select(["date/table4/onenet"]), context, seeds=[0], store=store)
-    cell.folder.mkdir(parents=True)
-    runs.request(cell)
-    run_experiment(
-        cell.experiment, seed=0, fingerprint=cell.fingerprint, scale="smoke", folder=cell.folder, cache=store.cache,
-        device="cpu",
-    )  # fmt: skip
+    settings = ("test.postprocess.score_threshold=0.0", "data.source.num_val=3")
+    cell = cell_of("date/table4/onenet", store, *settings)
+    do(cell, store.cache)
     return cell.folder
 
 
