@@ -59,7 +59,7 @@ class _Lines:
         self.said: dict[int, tuple[str, int]] = {}
         self.next = 0.0
         finished = sum(cell.state == "finished" for cell in cells)
-        _say(f"{len(cells)} runs, {finished} finished before")
+        _say(f"{len(cells)} run{'s' * (len(cells) != 1)}, {finished} finished before")
 
     def __call__(self, running: Sequence[Cell], done: Sequence[Outcome]) -> None:
         for outcome in done:
