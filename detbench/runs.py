@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -252,11 +252,21 @@ def estimate(cell: Cell, *, store: Store) -> Estimate | None:
     if ours:
         per_step = sum(r.seconds["train"] / r.steps for r in ours) / len(ours)
         source = f"{len(ours)} finished runs of this store"
-    else:
+    elif _is_as_measured(cell, recipe):
         per_image = reference.seconds_per_step / reference.batch * step_time(recipe, recipe.rows[label])
         per_step, source = per_image * _images_per_step(cell.experiment), reference.hardware
+    else:
+        return None
     minutes = (steps * per_step + cell.experiment.training.evaluations * reference.seconds_per_test) / 60
-    return Estimate(minutes, reference.memory_mb, reference.disk_mb, source)
+    at_once = cell.experiment.training.batch / cell.experiment.training.accumulate
+    memory = reference.memory_mb * max(1.0, at_once / reference.batch)
+    return Estimate(minutes, memory, reference.disk_mb, source)
+
+
+def _is_as_measured(cell: Cell, recipe: Recipe) -> bool:
+    """Whether no override makes a step work on other images or in another network than the scale's own."""
+    plainly = resolve(recipe, recipe.rows[cell.places[0][1]], replace(cell.context, overrides=()))
+    return plainly.detector == cell.experiment.detector and plainly.data.train == cell.experiment.data.train
 
 
 def _images_per_step(experiment: Experiment) -> float:

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from detbench import recipes
+from detbench import recipes, runs
 from detbench.errors import RecipeError
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import flatten
 from detbench.parts.training import AdamW, Cosine, Sgd
 from detbench.recipe_text import SCALES, Row, Variant
 from detbench.recipes import Context
+from detbench.store import Store
 
 OWN = """
 [recipe]
@@ -166,3 +167,21 @@ def test_a_variant_lies_upon_the_one_that_it_starts_from(monkeypatch: pytest.Mon
         RecipeError, match="variant 'lost': use: the base has no variant 'dinno'; did you mean 'dino'"
     ):
         resolved("lost", "paper")
+
+
+def test_a_plan_follows_the_batch_and_knows_nothing_of_other_networks_and_images(tmp_path: Path) -> None:
+    def expected(*overrides: str) -> runs.Estimate | None:
+        chosen = recipes.select(["date/table5/date-f-ours"])
+        (cell,) = runs.plan(chosen, Context("cpu", None, overrides), seeds=[0], store=Store(tmp_path))
+        return runs.estimate(cell, store=Store(tmp_path))
+
+    plainly, wide = expected(), expected("training.batch=16")
+    assert plainly is not None
+    assert wide is not None
+    assert wide.memory_mb == 4 * plainly.memory_mb
+    assert wide.minutes > 3 * plainly.minutes
+    folded = expected("training.batch=16", "training.accumulate=4")
+    assert folded is not None
+    assert (folded.memory_mb, folded.minutes) == (plainly.memory_mb, wide.minutes)
+    assert expected("data.train.short=640") is None
+    assert expected("detector.backbone.width=48") is None
