@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from detbench.errors import RunFailed
+from detbench.errors import RecipeError, RunFailed
 from detbench.results import read_result
 from detbench.runs import Cell, request
 from detbench.store import ENVIRONMENT, ERROR, HELD, LOG, PAUSED, Store, forget_ending
@@ -30,6 +30,48 @@ class Outcome:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class Launch:
+    """What torchrun tells a process that it started.
+
+    Attributes:
+        index: of this process among all.
+        number: of all.
+        local_index: of this process among those of its machine.
+        local_number: of those.
+        host: where all processes can meet.
+        port: likewise.
+        has_store: torchrun's own store is there.
+        attempt: torchrun may start all anew.
+    """
+
+    index: int
+    number: int
+    local_index: int
+    local_number: int
+    host: str
+    port: int
+    has_store: bool
+    attempt: str
+
+
+def launched() -> Launch | None:
+    """How torchrun, or what sets its variables as well, started this process among others; None if it didn't."""
+    told = os.environ
+    if int(told.get("WORLD_SIZE", 1)) == 1 or "MASTER_ADDR" not in told:
+        return None
+    return Launch(
+        index=int(told["RANK"]),
+        number=int(told["WORLD_SIZE"]),
+        local_index=int(told.get("LOCAL_RANK", told["RANK"])),
+        local_number=int(told.get("LOCAL_WORLD_SIZE", told["WORLD_SIZE"])),
+        host=told["MASTER_ADDR"],
+        port=int(told["MASTER_PORT"]),
+        has_store=told.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        attempt=f"attempt {told.get('TORCHELASTIC_RESTART_COUNT', 0)}",
+    )
+
+
 Watch = Callable[[Sequence[Cell], Sequence[Outcome]], None]
 
 
@@ -38,6 +80,7 @@ def execute(
     *,
     store: Store,
     jobs: int = 1,
+    processes: int | None = None,
     threads: int | None = None,
     workers: int = 0,
     device: str = "auto",
@@ -54,22 +97,27 @@ def execute(
 
     Args:
         jobs: runs side by side.
-        threads: torch threads of each run; by default the cores divided by the jobs. A run that was begun goes on
-            with the number it began with: another one would give other bits.
+        processes: that train each run together; by default one, and under torchrun those that it started.
+        threads: torch threads of each process; by default the cores divided by all processes. A run that was begun
+            goes on with the numbers it began with: others would give other bits.
         evaluations: a run that has been evaluated so often is paused, its state saved.
         watch: called a few times a second with the running cells and the outcomes so far.
 
     Raises:
         RunFailed: `device` names no device.
+        RecipeError: a batch can't be shared evenly by so many processes; or they can't be had.
         KeyboardInterrupt: the user stopped it, or stopped a worker; the others have saved their state.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise RunFailed(f"--device {device}: no such device; it is one of auto, cpu, cuda, cuda:N")
     for cell in cells:
         request(cell)
+    launch = launched()
+    here = (processes or 1) if launch is None else launch.local_number
+    processes = _checked_number(processes, launch, jobs=jobs, device=device)
     batch = _Batch(
-        cells, store, threads=threads or max(1, cores() // jobs), workers=workers, device=device, force=force,
-        evaluations=evaluations,
+        cells, store, processes=processes, threads=threads or max(1, cores() // (jobs * here)), workers=workers,
+        device=device, force=force, evaluations=evaluations,
     )  # fmt: skip
     try:
         while batch.todo or batch.running:
@@ -91,14 +139,49 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _checked_number(asked: int | None, launch: Launch | None, *, jobs: int, device: str) -> int | None:
+    """How many processes are to train each run; None where nothing is said.
+
+    Raises:
+        RecipeError: it can't be.
+    """
+    if launch is not None:
+        if jobs > 1:
+            raise RecipeError("--jobs: runs can't be side by side under torchrun; leave it out")
+        if asked not in (None, launch.number):
+            raise RecipeError(f"--nproc {asked}: torchrun started {launch.number} processes; leave it out")
+        asked = launch.number
+    if asked not in (None, 1) and device.startswith("cuda:"):
+        raise RecipeError(f"--device {device}: {asked} processes take a GPU each; use --device cuda")
+    return asked
+
+
+def _require_shares(cells: Iterable[Cell], number: int) -> None:
+    """Refuses experiments whose batch so many processes can't share.
+
+    Raises:
+        RecipeError: there are such; all of them are named.
+    """
+    problems = {
+        f"{cell.label}: a step's {cell.experiment.training.batch} images (training.batch) are handed out in "
+        f"{cell.experiment.shares} equal shares, which {number} processes can't divide among them; take a number of "
+        f"processes that divides {cell.experiment.shares}, or another training.batch"
+        for cell in cells
+        if cell.experiment.shares % number
+    }
+    if problems:
+        raise RecipeError(sorted(problems))
+
+
 class _Batch:
     """The state of one `execute`: what waits, what is at work, what has ended."""
 
     def __init__(
-        self, cells: Sequence[Cell], store: Store, *, threads: int, workers: int, device: str, force: bool,
-        evaluations: int | None,
+        self, cells: Sequence[Cell], store: Store, *, processes: int | None, threads: int, workers: int, device: str,
+        force: bool, evaluations: int | None,
     ) -> None:  # fmt: skip
-        self.store, self.threads, self.workers, self.device = store, threads, workers, device
+        self.store, self.processes, self.threads = store, processes, threads
+        self.workers, self.device = workers, device
         self.evaluations = evaluations
         self.forced = {cell for cell in cells if force and cell.asked}
         self.todo = [cell for cell in cells if cell in self.forced or cell.state != "finished"]
@@ -106,6 +189,8 @@ class _Batch:
         self.done: list[Outcome] = []
         self.trained_here: set[tuple[str, int]] = set()
         self.next_look = 0.0
+        _require_shares(self.todo, processes or 1)
+        self._require_number_begun_with()
 
     def start_what_can(self, jobs: int) -> None:
         """Starts waiting cells as far as `jobs` allows. Looks at the store only when something may have changed."""
@@ -156,6 +241,18 @@ class _Batch:
         self.todo.remove(cell)
         self.done.append(outcome)
 
+    def _require_number_begun_with(self) -> None:
+        """Refuses to go on with another number of processes than a run began with, where one was asked for."""
+        begun = {cell: _begun_with(cell.folder) for cell in self.todo if cell not in self.forced}
+        problems = [
+            f"{cell.label}, seed {cell.seed}: begun with {numbers[0]} processes, and goes on with as many alone; "
+            f"found {self.processes}. Ask for {numbers[0]}, or start anew with --force"
+            for cell, numbers in begun.items()
+            if numbers is not None and self.processes not in (None, numbers[0])
+        ]
+        if problems:
+            raise RecipeError(problems)
+
     def _source_is_due(self, cell: Cell) -> bool:
         """Whether the run that a cell starts from is yet to finish."""
         due = {_key(other) for other in [*self.todo, *self.running]}
@@ -163,10 +260,12 @@ class _Batch:
 
     def _start(self, cell: Cell) -> subprocess.Popen[bytes]:
         forget_ending(cell.folder)
-        threads = self.threads if cell in self.forced else _threads_before(cell.folder) or self.threads
+        begun = None if cell in self.forced else _begun_with(cell.folder)
+        processes, threads = begun or (self.processes or 1, self.threads)
         command = [
             sys.executable, "-m", "detbench.engine", str(cell.folder), "--cache", str(self.store.cache),
-            "--threads", str(threads), "--workers", str(self.workers), "--device", self.device,
+            "--processes", str(processes), "--threads", str(threads), "--workers", str(self.workers),
+            "--device", self.device,
         ]  # fmt: skip
         may_borrow = cell not in self.forced or _key(cell) in self.trained_here
         trained = self.store.trained(cell.training_digest, cell.seed) if may_borrow else None
@@ -201,10 +300,13 @@ def _key(cell: Cell) -> tuple[str, int]:
     return cell.training_digest, cell.seed
 
 
-def _threads_before(folder: Path) -> int | None:
-    """The number of threads a run was begun with."""
+def _begun_with(folder: Path) -> tuple[int, int] | None:
+    """The numbers of processes and threads a run was begun with; older runs know of one process only."""
     path = folder / ENVIRONMENT
-    return int(json.loads(path.read_text(encoding="utf-8"))["threads"]) if path.is_file() else None
+    if not path.is_file():
+        return None
+    environment = json.loads(path.read_text(encoding="utf-8"))
+    return int(environment.get("processes", 1)), int(environment["threads"])
 
 
 def _without_source(cell: Cell) -> str:

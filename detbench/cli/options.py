@@ -50,7 +50,17 @@ JobsOption = Annotated[
     int, typer.Option(min=1, help="Runs side by side; the free cores are divided among them.")
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="Threads of each run; by default the free cores / jobs.")
+    int | None,
+    typer.Option(min=1, help="Threads of each process; by default the free cores / (jobs x nproc)."),
+]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc",
+        min=1,
+        help="Processes that train each run together, with a GPU each on CUDA; 1 by default, under torchrun those it "
+        "started. They share the batch evenly.",
+    ),
 ]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that load images, for each run.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

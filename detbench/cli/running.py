@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
@@ -21,6 +22,7 @@ from detbench.cli.options import (
     JobsOption,
     JsonOption,
     Patterns,
+    ProcessesOption,
     Scale,
     ScaleOption,
     SeedsOption,
@@ -41,13 +43,41 @@ if TYPE_CHECKING:
     from detbench.store import Store
     from detbench.workers import Outcome
 
+P = ParamSpec("P")
 
+
+def _one_of_several(command: Callable[P, None]) -> Callable[P, None]:
+    """Under torchrun the first process does what the command says; the others take part in its runs."""
+
+    @functools.wraps(command)
+    def started(*args: P.args, **options: P.kwargs) -> None:
+        from detbench.workers import launched
+
+        launch = launched()
+        if launch is None:
+            return command(*args, **options)
+        from detbench.engine.processes import follow, leading
+
+        if launch.index == 0:
+            with leading(launch):
+                return command(*args, **options)
+        try:
+            with _signals_interrupt():
+                follow(launch)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped, with the process that leads the runs") from None
+
+    return started
+
+
+@_one_of_several
 def run(
     patterns: Patterns,
     scale: ScaleOption = Scale.cpu,
     data: DataOption = None,
     seeds: SeedsOption = 1,
     jobs: JobsOption = 1,
+    nproc: ProcessesOption = None,
     threads: ThreadsOption = None,
     workers: WorkersOption = 0,
     device: DeviceOption = "auto",
@@ -61,11 +91,12 @@ def run(
     store = open_store(runs)
     cells = _plan(chosen, context, seeds=seeds, store=store)
     _run(
-        chosen, context, cells, store=store, jobs=jobs, threads=threads, workers=workers, device=device, force=force,
-        budget=budget, as_json=as_json,
+        chosen, context, cells, store=store, jobs=jobs, nproc=nproc, threads=threads, workers=workers, device=device,
+        force=force, budget=budget, as_json=as_json,
     )  # fmt: skip
 
 
+@_one_of_several
 def ablate(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings of every run.")
@@ -95,6 +126,7 @@ def ablate(
     data: DataOption = None,
     seeds: SeedsOption = 1,
     jobs: JobsOption = 1,
+    nproc: ProcessesOption = None,
     threads: ThreadsOption = None,
     workers: WorkersOption = 0,
     device: DeviceOption = "auto",
@@ -153,8 +185,8 @@ def ablate(
         return
     say(f"ablation written to {made.path}; `detbench report {made.path}` reports it again")
     _run(
-        chosen, context, cells, store=store, jobs=jobs, threads=threads, workers=workers, device=device, force=force,
-        budget=budget, as_json=as_json, race=race,
+        chosen, context, cells, store=store, jobs=jobs, nproc=nproc, threads=threads, workers=workers, device=device,
+        force=force, budget=budget, as_json=as_json, race=race,
     )  # fmt: skip
 
 
@@ -168,15 +200,17 @@ def _plan(
 
 def _run(
     chosen: list[tuple[Recipe, list[Row]]], context: Context, cells: list[Cell], *, store: Store, jobs: int,
-    threads: int | None, workers: int, device: str, force: bool, budget: float | None, as_json: bool,
-    race: Race | None = None,
+    nproc: int | None, threads: int | None, workers: int, device: str, force: bool, budget: float | None,
+    as_json: bool, race: Race | None = None,
 ) -> None:  # fmt: skip
     from detbench import listing
     from detbench.live import watching
     from detbench.report import collect, render
     from detbench.workers import execute
 
-    work = partial(execute, store=store, jobs=jobs, threads=threads, workers=workers, device=device)
+    work = partial(
+        execute, store=store, jobs=jobs, processes=nproc, threads=threads, workers=workers, device=device
+    )
     for recipe, rows in chosen:
         _mention_waiting(recipe, rows)
     if budget is not None:

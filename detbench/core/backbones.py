@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
+from detbench.core.layers.norm import BatchNorm2d
 from detbench.core.weights.files import read_checkpoint
 from detbench.core.weights.resnets import read_body
 from detbench.errors import DataError
@@ -84,7 +85,7 @@ class SmallResNet(Backbone):
         self.out_channels = (channels[1], channels[2], channels[3], channels[4])
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(width),
+            BatchNorm2d(width),
             nn.ReLU(inplace=True),
         )
         self.stages = nn.ModuleList(_halving_block(before, after) for before, after in pairwise(channels))
@@ -120,9 +121,7 @@ def build_resnet(
         50: (_CaffeBottleneck if stride_in == "1x1" else _Bottleneck, [3, 4, 6, 3]),
         101: (_CaffeBottleneck if stride_in == "1x1" else _Bottleneck, [3, 4, 23, 3]),
     }[depth]
-    net = torchvision.models.ResNet(
-        block, layers, norm_layer=FoldedNorm if norm == "frozen" else nn.BatchNorm2d
-    )
+    net = torchvision.models.ResNet(block, layers, norm_layer=FoldedNorm if norm == "frozen" else BatchNorm2d)
     body = ResNet(net, frozen_stages=frozen_stages)
     if weights != "none":
         where, state = _weights_of(weights, depth)
@@ -187,8 +186,8 @@ class _SlicedConv2d(nn.Conv2d):
 def _halving_block(before: int, after: int) -> nn.Module:
     """A basic block with BatchNorm that halves the resolution."""
     kind = nn.Conv2d if before >= _SAFE_STRIDED_CHANNELS else _SlicedConv2d
-    shortcut = nn.Sequential(kind(before, after, 1, stride=2, bias=False), nn.BatchNorm2d(after))
-    block: nn.Module = BasicBlock(before, after, stride=2, downsample=shortcut)
+    shortcut = nn.Sequential(kind(before, after, 1, stride=2, bias=False), BatchNorm2d(after))
+    block: nn.Module = BasicBlock(before, after, stride=2, downsample=shortcut, norm_layer=BatchNorm2d)
     return block
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from detbench.core.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from detbench.core.distributed import mean_over_processes
+from detbench.core.distributed import num_processes, sum_over_processes
 from detbench.core.losses.centerness import centerness_target
 from detbench.core.types import (
     AnyPredictions,
@@ -94,45 +94,48 @@ class Supervision(ABC):
         return last[self._place] == order
 
     @cached_property
-    def mean_positives(self) -> Tensor:
-        """Number of matched pairs, averaged over processes."""
+    def num_positives(self) -> Tensor:
+        """Number of matched pairs, of all processes."""
         boxes = self.predictions.pred_boxes
-        return mean_over_processes(boxes.new_tensor(float(len(self._place))))
+        return sum_over_processes(boxes.new_tensor(float(len(self._place))))
 
     def normaliser(self, divide_by: DivideBy) -> Tensor:
         """What a summed loss is divided by; `detbench.parts.losses` says what each name means."""
         match divide_by:
             case "positives":
-                return self.mean_positives.clamp(min=1)
+                return self.num_positives.clamp(min=1)
             case "positives_raw":
-                return self.mean_positives
+                return self.num_positives
             case "positives_local":
-                return self._positives_by_image
+                return self._positives_by_image * num_processes()
             case "positives_image":
-                return mean_over_processes(self._positives_by_image.to(self.predictions.pred_boxes.dtype))
+                return sum_over_processes(self._positives_by_image.to(self.predictions.pred_boxes.dtype))
             case "centerness" | "centerness_or_one":
                 dense = cast(DenseSupervision, self)  # Experiment refuses it elsewhere
                 least = 1e-6 if divide_by == "centerness" else 1.0
-                return mean_over_processes(dense.centerness_targets.sum()).clamp(min=least)
+                return sum_over_processes(dense.centerness_targets.sum()).clamp(min=least)
             case "sampled":
-                return self._num_sampled.clamp(min=1)
+                return sum_over_processes(self._num_sampled).clamp(min=1)
             case "objects":
-                return self._mean_objects(1)
+                return self._num_objects.clamp(min=1)
             case "copies":
-                return self._mean_objects(self.matches.copies)
+                return (self._num_objects * self.matches.copies).clamp(min=1)
             case "pairs_local":
-                return self.predictions.pred_boxes.new_tensor(float(max(len(self._place), 1)))
+                return self.predictions.pred_boxes.new_tensor(
+                    float(max(len(self._place), 1) * num_processes())
+                )
             case "pair_weights":
-                return mean_over_processes(self.pair_weights.sum()).clamp(min=1)
+                return sum_over_processes(self.pair_weights.sum()).clamp(min=1)
             case "pairs":
-                return (self.mean_positives / self.num_layers).clamp(min=1)
+                return (self.num_positives / self.num_layers).clamp(min=1)
             case "one":
                 return self.predictions.pred_boxes.new_ones(())
 
-    def _mean_objects(self, copies: int) -> Tensor:
-        # Processes may offer their objects a different number of times: the mean is of objects (spec 2.8).
+    @property
+    def _num_objects(self) -> Tensor:
+        """Number of objects in one layer, of all processes."""
         objects = self.predictions.pred_boxes.new_tensor(float(sum(self.targets.counts) // self.num_layers))
-        return (mean_over_processes(objects) * copies).clamp(min=1)
+        return sum_over_processes(objects)
 
     @property
     def _positives_by_image(self) -> Tensor:

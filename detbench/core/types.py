@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from detbench.core.boxes import xyxy_to_cxcywh
+from detbench.core.distributed import most_over_processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,11 @@ class Targets:
         )
 
     def by_image(self, x: Tensor, *, fill: float) -> Tensor:
-        """(M, D) values of the objects to (B, N, D): N those of the image with most, `fill` where one has fewer."""
-        pages = x.new_full((len(self.counts), max(self.counts), x.shape[1]), fill)
+        """(M, D) values of the objects to (B, N, D), `fill` where an image has fewer than N objects.
+
+        N are those of the image with most, on whichever process.
+        """
+        pages = x.new_full((len(self.counts), most_over_processes(max(self.counts)), x.shape[1]), fill)
         return pages.index_put((self.image_idx, self.rank), x)
 
     def of_one_class(self) -> Targets:

@@ -34,6 +34,7 @@ def train_batches(
     batch: int,
     steps_from: int,
     workers: int,
+    parts: int = 1,
     rank: int = 0,
     world: int = 1,
 ) -> Generator[Batch, None, None]:
@@ -41,45 +42,50 @@ def train_batches(
 
     The images of epoch e stand in an order drawn from (seed, e), the epochs one after the other in one row.
     Step s takes positions s * batch to (s + 1) * batch of it, so a batch may hold the end of one epoch and
-    the start of the next. A process of several takes its equal share. Neither `workers` nor `steps_from`
-    changes what is in a batch.
+    the start of the next. A process of several takes its equal share of each part of it. Neither `workers` nor
+    `steps_from` changes what is in a batch.
 
     Args:
         split: where images come from.
         data: the experiment's data part.
         seed: of the run.
-        batch: images of one step, over all processes; a multiple of `world`.
+        batch: images of one step, over all processes; a multiple of `parts` times `world`.
         steps_from: the first step, counted from 0.
         workers: processes that prepare batches; 0 for none but this one.
+        parts: of a batch, computed one after another: what a process takes of one lies together.
         rank: number of this process.
         world: number of processes that share each batch.
 
     Raises:
-        DataError: `batch` is no multiple of `world`; or, on reaching it, an image can't be read.
+        DataError: `batch` is no such multiple; or, on reaching it, an image can't be read.
     """
-    if batch % world:
-        raise DataError(f"A batch of {batch} images can't be shared evenly by {world} processes.")
-    plan = _train_plan(split.indices, seed, batch, steps_from, rank, world)
+    if batch % (parts * world):
+        raise DataError(f"Parts of {batch // parts} images can't be shared evenly by {world} processes.")
+    plan = _train_plan(split.indices, seed, batch, steps_from, parts, rank, world)
     return _batches(_Prepare(split, data.train, seed, data.pixels.pad_multiple), plan, workers)
 
 
 def test_batches(
-    split: DetectionData, data: Data, *, batch: int, workers: int
+    split: DetectionData, data: Data, *, batch: int, workers: int, rank: int = 0, world: int = 1
 ) -> Generator[Batch, None, None]:
     """Every image of a split once, in the annotations' order; the last batch may be smaller.
+
+    Several processes take turns: each gets every `world`-th batch, from its own on.
 
     Args:
         split: where images come from.
         data: the experiment's data part.
         batch: images of one batch.
         workers: processes that prepare batches; 0 for none but this one.
+        rank: number of this process.
+        world: number of processes.
 
     Raises:
         DataError: on reaching an image that can't be read.
     """
     indices = split.indices.tolist()
     plan = [[(0, index) for index in indices[i : i + batch]] for i in range(0, len(indices), batch)]
-    return _batches(_Prepare(split, data.test, 0, data.pixels.pad_multiple), plan, workers)
+    return _batches(_Prepare(split, data.test, 0, data.pixels.pad_multiple), plan[rank::world], workers)
 
 
 test_batches.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest thinks of its name
@@ -95,11 +101,14 @@ def teaching_batches(
     batch: int,
     steps_from: int,
     workers: int,
+    rank: int = 0,
+    world: int = 1,
 ) -> Generator[TeachingBatch, None, None]:
     """Training batches of labelled and unlabelled images without end, from any step on (spec 8.1).
 
     Each kind of images stands in one row of epochs, as in `train_batches`, and a step takes as many from the head
-    of each as (seed, step) decide. Neither `workers` nor `steps_from` changes what is in a batch.
+    of each as (seed, step) decide. A process of several takes its share of the groups. Neither `workers` nor
+    `steps_from` changes what is in a batch.
 
     Args:
         labelled: where images with objects come from.
@@ -107,27 +116,34 @@ def teaching_batches(
         data: the experiment's data part.
         teacher: says how many are labelled, and what the student sees of the others.
         seed: of the run.
-        batch: images of one step, a multiple of the teacher's group.
+        batch: images of one step, over all processes; a multiple of the teacher's group times `world`.
         steps_from: the first step, counted from 0.
         workers: processes that prepare batches; 0 for none but this one.
+        rank: number of this process.
+        world: number of processes that share each batch.
 
     Raises:
-        DataError: on reaching it, an image can't be read.
+        DataError: `batch` is no such multiple; or, on reaching it, an image can't be read.
     """
+    if batch % (teacher.group * world):
+        raise DataError(
+            f"{batch // teacher.group} groups of images can't be shared evenly by {world} processes."
+        )
     prepare = _PrepareTeaching(
         labelled=_Prepare(labelled, data.train, seed, data.pixels.pad_multiple, LABELLED),
         weak=_Prepare(unlabelled, data.train, seed, data.pixels.pad_multiple, WEAK),
         strong=_Prepare(unlabelled, data.train, seed, data.pixels.pad_multiple, strong_view(teacher.views)),
     )
-    plan = _teaching_plan(labelled.indices, unlabelled.indices, teacher, seed, batch, steps_from)
+    plan = _teaching_plan(labelled.indices, unlabelled.indices, teacher, seed, batch, steps_from, rank, world)
     return _batches(prepare, plan, workers)
 
 
-def labelled_in_step(teacher: Teacher, *, seed: int, batch: int, step: int) -> int:
-    """How many images of a step are labelled: in each group a binomial number, but neither none nor all."""
+def labelled_in_step(teacher: Teacher, *, seed: int, batch: int, step: int) -> list[int]:
+    """How many images of each group of a step are labelled: a binomial number, but neither none nor all."""
     rng = np.random.default_rng([_SHARE_STREAM, seed, step])
     drawn = rng.binomial(teacher.group, teacher.labelled_share, batch // teacher.group)
-    return int(drawn.clip(1, teacher.group - 1).sum())
+    numbers: list[int] = drawn.clip(1, teacher.group - 1).tolist()
+    return numbers
 
 
 # The images of one batch, each with the epoch that decides its augmentation.
@@ -135,13 +151,13 @@ _Plan = list[tuple[int, int]]
 
 
 def _train_plan(
-    indices: NDArray[np.int64], seed: int, batch: int, steps_from: int, rank: int, world: int
+    indices: NDArray[np.int64], seed: int, batch: int, steps_from: int, parts: int, rank: int, world: int
 ) -> Iterator[_Plan]:
     at = _row(indices, seed, _STREAM)
-    share = batch // world
+    share = batch // (parts * world)
     for step in itertools.count(steps_from):
-        first = step * batch + rank * share
-        yield [at(position) for position in range(first, first + share)]
+        firsts = [step * batch + (part * world + rank) * share for part in range(parts)]
+        yield [at(position) for first in firsts for position in range(first, first + share)]
 
 
 def _teaching_plan(
@@ -151,14 +167,23 @@ def _teaching_plan(
     seed: int,
     batch: int,
     steps_from: int,
+    rank: int,
+    world: int,
 ) -> Iterator[tuple[_Plan, _Plan]]:
     known, unknown = _row(labelled, seed, _STREAM), _row(unlabelled, seed, _UNLABELLED_STREAM)
-    first = sum(labelled_in_step(teacher, seed=seed, batch=batch, step=step) for step in range(steps_from))
+    done = sum(
+        sum(labelled_in_step(teacher, seed=seed, batch=batch, step=step)) for step in range(steps_from)
+    )
+    share = batch // world
+    groups = share // teacher.group
     for step in itertools.count(steps_from):
-        last = first + labelled_in_step(teacher, seed=seed, batch=batch, step=step)
-        others = range(step * batch - first, (step + 1) * batch - last)
+        of_group = labelled_in_step(teacher, seed=seed, batch=batch, step=step)
+        first = done + sum(of_group[: rank * groups])
+        last = first + sum(of_group[rank * groups : (rank + 1) * groups])
+        start = step * batch + rank * share
+        others = range(start - first, start + share - last)
         yield [known(position) for position in range(first, last)], [unknown(position) for position in others]
-        first = last
+        done += sum(of_group)
 
 
 def _row(indices: NDArray[np.int64], seed: int, stream: int) -> Callable[[int], tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from detbench.core.distributed import num_processes, process_index
 from detbench.core.types import Detections
 from detbench.data.annotations import Annotations
 from detbench.data.batch import Batch, to_network
@@ -18,6 +20,7 @@ from detbench.data.dataset import OpenData
 from detbench.data.loader import test_batches
 from detbench.data.truth import ground_truth
 from detbench.engine.objective import autocast
+from detbench.engine.processes import gather_objects
 from detbench.errors import DataError
 from detbench.metrics import coco, crowd, pycoco, tables
 from detbench.metrics.coco import PER_CLASS_NAMES, CocoResult
@@ -29,6 +32,8 @@ from detbench.store import whole_file
 
 Metrics = CocoMetrics | CrowdMetrics
 Measured = CocoResult | CrowdResult
+
+_Columns = list[tuple[NDArray[Any], ...]]  # image, class, box and score of detections, image by image
 
 
 def detect(
@@ -42,13 +47,20 @@ def detect(
 ) -> DetectionTable:
     """Every detection on the validation images, in pixels of the images as annotated.
 
+    Several processes take turns at the batches, and each gets the detections of all.
+
     Args:
         model: the detector; left in evaluation mode.
         experiment: says which branch predicts and what is kept of it.
         progress: how far the model is trained, over all its steps; a first stage keeps other detections.
     """
-    batches = test_batches(data.val, experiment.data, batch=experiment.test.batch, workers=workers)
-    return detect_in(batches, model, experiment, device=device, progress=progress)
+    batches = test_batches(
+        data.val, experiment.data, batch=experiment.test.batch, workers=workers, rank=process_index(),
+        world=num_processes(),
+    )  # fmt: skip
+    own = _detections(batches, model, experiment, device=device, progress=progress)
+    in_turn = itertools.zip_longest(*gather_objects(own), fillvalue=[])
+    return _table(columns for turn in in_turn for columns in turn)
 
 
 def detect_in(
@@ -60,15 +72,32 @@ def detect_in(
     progress: float = 1.0,
 ) -> DetectionTable:
     """Every detection in some batches, of which there is at least one; otherwise as `detect`."""
+    return _table(_detections(batches, model, experiment, device=device, progress=progress))
+
+
+def _detections(
+    batches: Iterable[Batch],
+    model: nn.Module,
+    experiment: Experiment,
+    *,
+    device: torch.device,
+    progress: float,
+) -> list[_Columns]:
+    """The detections in each batch."""
     test, postprocess = experiment.test, experiment.postprocess_at(progress)
     model.eval()
-    columns: list[tuple[NDArray[Any], ...]] = []
+    found: list[_Columns] = []
     with torch.inference_mode():
         for batch in batches:
             images = to_network(batch, experiment.data.pixels, device)
             with autocast(device, experiment.training.precision):
                 predictions = model(images, batch.sizes, branches=(test.branch,))[test.branch]
-            columns += _as_columns(batch, postprocess(predictions, batch.sizes))
+            found.append(_as_columns(batch, postprocess(predictions, batch.sizes)))
+    return found
+
+
+def _table(batches: Iterable[_Columns]) -> DetectionTable:
+    columns = itertools.chain.from_iterable(batches)
     image, label, boxes, scores = (np.concatenate(column) for column in zip(*columns, strict=True))
     return DetectionTable(image=image, label=label, boxes_xywh=boxes, scores=scores)
 
@@ -119,8 +148,8 @@ def write_detections(path: Path, table: DetectionTable) -> None:
         )
 
 
-def _as_columns(batch: Batch, found: list[Detections]) -> list[tuple[NDArray[Any], ...]]:
-    columns: list[tuple[NDArray[Any], ...]] = []
+def _as_columns(batch: Batch, found: list[Detections]) -> _Columns:
+    columns: _Columns = []
     for i, detections in enumerate(found):
         (height, width), (original_height, original_width) = batch.sizes[i], batch.original_sizes[i]
         scale = np.array([original_width / width, original_height / height] * 2)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from detbench.core.distributed import num_processes
 from detbench.errors import RunFailed
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # numbers of glibc's malloc.h
@@ -31,13 +32,16 @@ def prepare(*, threads: int, device: str) -> torch.device:
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise RunFailed(
-            f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices here; use auto or cpu"
+            f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices here; use auto, cpu, or fewer "
+            "processes, which take a device each"
         )
     # Same seed, same hardware, same thread count: bit-identical. Operators without a deterministic form only warn.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     # Uninitialised memory is filled by default in deterministic mode; no result of ours reads it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # what several processes exchange goes through it
     if chosen.type == "cpu":
         _keep_pages()
         _touch_log1p()
@@ -58,6 +62,7 @@ def describe(device: torch.device, *, threads: int) -> dict[str, Any]:
         "platform": platform.platform(terse=True),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
+        "processes": num_processes(),
         "threads": threads,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "matmul": torch.get_float32_matmul_precision(),

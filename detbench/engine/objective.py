@@ -9,9 +9,11 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Generic
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detbench.core.detectors import Detector
+from detbench.core.distributed import most_over_processes, num_processes, process_index
 from detbench.core.supervise import supervise
 from detbench.core.types import Predictions, Targets
 from detbench.data.batch import Batch, to_network
@@ -106,8 +108,11 @@ class Objective(ABC, Generic[AnyBatch]):
         return outputs
 
     def images(self, batch: Batch) -> Tensor:
-        """The batch's images as the network takes them."""
-        return to_network(batch, self.experiment.data.pixels, self.device)
+        """The batch's images as the network takes them, padded alike in all processes."""
+        images = to_network(batch, self.experiment.data.pixels, self.device)
+        height, width = images.shape[-2:]
+        right, bottom = most_over_processes(width) - width, most_over_processes(height) - height
+        return F.pad(images, (0, right, 0, bottom)) if right or bottom else images
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The experiment's precision."""
@@ -126,7 +131,8 @@ class Supervised(Objective[Batch]):
         """The batches of all steps from one on, without end."""
         return train_batches(
             self.data.train, self.experiment.data, seed=self.seed, batch=self.experiment.training.batch,
-            steps_from=steps_from, workers=self.workers,
+            steps_from=steps_from, workers=self.workers, parts=self.experiment.training.accumulate,
+            rank=process_index(), world=num_processes(),
         )  # fmt: skip
 
     def parts(self, batch: Batch) -> list[Batch]:

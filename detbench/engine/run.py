@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from detbench.core.detectors import Detector
+from detbench.core.distributed import process_index
 from detbench.data.dataset import OpenData, open_data
 from detbench.engine import machine
 from detbench.engine.cost import costs_of
@@ -22,6 +23,7 @@ from detbench.engine.evaluate import (
     require_measurable,
     write_detections,
 )
+from detbench.engine.processes import leave, wait_for_all
 from detbench.engine.train import Trainer
 from detbench.errors import DataError
 from detbench.parts.data import Drawn
@@ -50,6 +52,8 @@ def run_experiment(
 ) -> Result | None:
     """Trains, tests and writes down one run; takes up a checkpoint that lies in its folder.
 
+    Several processes call it alike; the first one writes.
+
     Args:
         experiment: what to run.
         seed: of weights, order and augmentation.
@@ -63,7 +67,7 @@ def run_experiment(
         evaluations: pause training when it has been evaluated so often; a checkpoint is written.
 
     Returns:
-        The result; None where the run was paused.
+        The result; None where the run was paused, and in all processes but the first.
 
     Raises:
         DataError: the data changed since it was planned with, or can't be read.
@@ -78,13 +82,17 @@ def run_experiment(
             f"planned with {fingerprint}); run the command again"
         )
     require_measurable(data, experiment.test.metrics)
-    if fresh:
-        forget(folder)
     environment = machine.describe(chosen, threads=threads)
-    write_json(folder / ENVIRONMENT, environment)
+    if process_index() == 0:
+        if fresh:
+            forget(folder)
+        write_json(folder / ENVIRONMENT, environment)
+    wait_for_all()  # none may find what is to be forgotten
 
     def test(model: nn.Module, progress: float) -> dict[str, float | None]:
         table = detect(model, experiment, data, device=chosen, workers=workers, progress=progress)
+        if process_index() > 0:
+            return {}
         return percent(measure(table, data.val.annotations, experiment.test.metrics))
 
     assert experiment.init is None or init_from is not None or weights_from is not None
@@ -99,15 +107,18 @@ def run_experiment(
     else:
         for file, model in trainer.results.items():
             model.load_state_dict(load_file(weights_from / file, device=str(chosen)))
-    for file, model in trainer.results.items():
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / file)
 
     started = time.perf_counter()
     table = detect(trainer.tested_model, experiment, data, device=chosen, workers=workers)
+    if process_index() > 0:
+        return None
+    leave()
     measured = measure(table, data.val.annotations, experiment.test.metrics)
     test_seconds = time.perf_counter() - started
     if weights_from is None:
         trainer.log_final(percent(measured))
+    for file, model in trainer.results.items():
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / file)
     write_detections(folder / DETECTIONS, table)
     result = Result(
         digest=experiment.digest(fingerprint),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detbench.core.detectors.query import QueryDetector
+from detbench.core.distributed import num_processes, process_index
 from detbench.core.teaching.consistency import ConsistencyModule, Views
 from detbench.core.teaching.labels import candidates_of, moved
 from detbench.core.types import QueryPredictions
@@ -81,6 +82,7 @@ class Taught(Objective[TeachingBatch]):
         return teaching_batches(
             self.data.train, self.unlabelled, self.experiment.data, self.rule, seed=self.seed,
             batch=self.experiment.training.batch, steps_from=steps_from, workers=self.workers,
+            rank=process_index(), world=num_processes(),
         )  # fmt: skip
 
     def parts(self, batch: TeachingBatch) -> list[TeachingBatch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import signal
@@ -17,11 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from detbench.core.distributed import most_over_processes, process_index, sum_over_processes
 from detbench.data.batch import Batch, TeachingBatch
 from detbench.data.dataset import OpenData
 from detbench.engine import checkpoint
 from detbench.engine.objective import Objective, Supervised
 from detbench.engine.optim import build_optimizer, lr_factor, set_lr, total_steps
+from detbench.engine.processes import add_up_gradients, gather_objects
 from detbench.engine.published import start_from
 from detbench.engine.teach import Taught
 from detbench.errors import Interrupted, NonFiniteLoss
@@ -127,7 +130,7 @@ class Trainer:
                 if self.step in milestones:
                     self._log({"metrics": self.evaluate(self.tested_model, self.step / self.total)})
                     self.model.train()
-                stopping = stop_asked()
+                stopping = most_over_processes(int(stop_asked())) > 0
                 due = self.seconds - last_save >= self.checkpoint_seconds
                 if due or stopping or self.step == last:
                     self._save()
@@ -156,15 +159,15 @@ class Trainer:
             # Summed by name, so that the order a recipe lists them in moves no bit.
             losses = dict(sorted(self.objective.losses(part, self.step / self.total).items()))
             total = torch.stack(list(losses.values())).sum() / training.accumulate
-            values = (
-                torch.stack([*losses.values(), total * training.accumulate]).detach().tolist()
-            )  # one transfer
+            own = torch.stack([*losses.values(), total * training.accumulate]).detach()
+            values = sum_over_processes(own).tolist()  # one transfer
             for name, value in zip([*losses, "total"], values, strict=True):
                 logged[name] = logged.get(name, 0.0) + value / training.accumulate
             self._refuse_non_finite(logged, part)
             self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-        self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        add_up_gradients(parameters)
+        self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, self.experiment.optim.clip_norm or math.inf)
         if not self.scaler.is_enabled():  # a scaled gradient may overflow: the scaler then skips the step
             self._refuse_non_finite({"gradient norm": norm.item()} | logged, batch)
@@ -184,7 +187,7 @@ class Trainer:
         if all(math.isfinite(value) for value in losses.values()):
             return
         values = ", ".join(f"{name} {value:g}" for name, value in losses.items())
-        images = ", ".join(batch.names)
+        images = ", ".join(itertools.chain(*gather_objects(batch.names)))
         saved = checkpoint.saved_step(self.folder)
         kept = (
             f"the checkpoint of step {saved} is kept"
@@ -202,6 +205,8 @@ class Trainer:
         self.pending, self.pending_steps = {}, 0
 
     def _log(self, entry: dict[str, Any]) -> None:
+        if process_index() > 0:
+            return
         epoch = self.step * self.experiment.training.batch / self.objective.num_images
         head = {
             "step": self.step,
@@ -213,6 +218,8 @@ class Trainer:
             file.write(json.dumps(head | entry) + "\n")
 
     def _save(self) -> None:
+        if process_index() > 0:
+            return
         checkpoint.save(
             self.folder,
             {
@@ -230,7 +237,8 @@ class Trainer:
 
     def _resume(self) -> None:
         state = checkpoint.load(self.folder)
-        cut_curve(self.folder, after_step=0 if state is None else state["step"])
+        if process_index() == 0:
+            cut_curve(self.folder, after_step=0 if state is None else state["step"])
         if state is None:
             return
         self.step, self.seconds = state["step"], state["seconds"]

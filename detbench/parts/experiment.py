@@ -72,6 +72,13 @@ class Experiment:
     first_stage: FirstStage | None = None
     weights: str | None = None
 
+    @property
+    def shares(self) -> int:
+        """What processes can divide among them of a step's batch: images of a part of it, or a teacher's groups."""
+        return self.training.batch // (
+            self.training.accumulate if self.teacher is None else self.teacher.group
+        )
+
     def first_stage_at(self, progress: float) -> FirstStage | None:
         """The first stage, if a training step belongs to it; `progress` as in `branches_at`."""
         if self.first_stage is None or progress >= self.first_stage.until:

@@ -1,21 +1,24 @@
 """Losses: what a matched pair, or an unmatched prediction, costs. The union `Loss` lists all of them.
 
-`divide_by` is the normaliser, a convention in which papers differ without saying so:
+`divide_by` is the normaliser, a convention in which papers differ without saying so. Where it doesn't say otherwise,
+everything is counted over the whole batch, whichever process holds it:
 
-    positives          max(mean over processes of the number of positives, 1)
-    positives_raw      mean over processes of the number of positives, not clamped (an epsilon avoids 0/0)
-    positives_local    sum over this process's images of max(number of positives, 1); not averaged
-    positives_image    its mean over processes
-    centerness         max(mean over processes of the sum of centre-ness targets, 1e-6)
-    centerness_or_one  max(mean over processes of the sum of centre-ness targets, 1)
-    sampled            max(number of predictions that aren't ignored on this process, 1)
-    objects            max(mean over processes of the number of objects, 1), whatever the number of layers
-    copies             the same, each object counted as often as this process's assigner repeats it (denoising
-                       groups, H-DETR)
-    pairs              max(mean over processes of the number of matched pairs in one layer, 1)
-    pairs_local        max(number of matched pairs on this process, 1), layer by layer
-    pair_weights       max(mean over processes of the sum of the pairs' weights, 1), layer by layer
+    positives          max(number of positives, 1)
+    positives_raw      number of positives, not clamped (an epsilon avoids 0/0)
+    positives_local    sum over a process's images of max(number of positives, 1), process by process
+    positives_image    the same sum over all images
+    centerness         max(sum of centre-ness targets, 1e-6)
+    centerness_or_one  max(sum of centre-ness targets, 1)
+    sampled            max(number of predictions that aren't ignored, 1)
+    objects            max(number of objects, 1), whatever the number of layers
+    copies             the same, each object counted as often as it is offered (denoising groups, H-DETR)
+    pairs              max(number of matched pairs in one layer, 1)
+    pairs_local        max(number of matched pairs of a process, 1), layer by layer and process by process
+    pair_weights       max(sum of the pairs' weights, 1), layer by layer
     one                nothing: the plain sum
+
+Several processes train as one would, but for what is divided "process by process" as some released code does: each
+process divides its own sum, and what comes of them is averaged.
 
 Where it doesn't say "layer by layer", the sum over a query detector's layers is divided once; in either case layers
 add up as in DETR.

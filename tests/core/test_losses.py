@@ -288,7 +288,7 @@ def test_normalisers_without_objects() -> None:
         assert s.normaliser(name).item() == pytest.approx(value)
 
 
-def test_all_normalisers_but_the_local_and_the_sampled_are_averaged_over_processes(
+def test_all_normalisers_but_the_local_are_of_all_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A second process that holds thirty times as much.
@@ -296,12 +296,14 @@ def test_all_normalisers_but_the_local_and_the_sampled_are_averaged_over_process
     monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(distributed.dist, "all_reduce", lambda x: x.mul_(31))
     s = supervision()
-    assert s.normaliser("positives").item() == 155
-    assert s.normaliser("positives_raw").item() == 155
-    assert s.normaliser("positives_local").item() == 11
-    assert s.normaliser("positives_image").item() == 170.5
-    assert s.normaliser("centerness").item() == pytest.approx(15.5 * s.centerness_targets.sum().item())
-    assert s.normaliser("sampled").item() == 3 * (s.predictions.pred_logits.shape[1] - 1)
+    assert s.normaliser("positives").item() == 310
+    assert s.normaliser("positives_raw").item() == 310
+    assert (
+        s.normaliser("positives_local").item() == 2 * 11
+    )  # each process's part is averaged with the other's
+    assert s.normaliser("positives_image").item() == 341
+    assert s.normaliser("centerness").item() == pytest.approx(31 * s.centerness_targets.sum().item())
+    assert s.normaliser("sampled").item() == 31 * 3 * (s.predictions.pred_logits.shape[1] - 1)
 
 
 def branch(weight: float = 1.0) -> Branch:

@@ -239,25 +239,25 @@ def test_normalisers_are_one_without_objects() -> None:
     assert s.normaliser("copies").item() == 1
 
 
-def test_normalisers_are_averaged_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_normalisers_count_the_objects_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     # A second process that holds thirty times as much.
     monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(distributed.dist, "all_reduce", lambda x: x.mul_(31))
     s = supervision()
-    assert s.normaliser("objects").item() == pytest.approx(77.5)
-    assert s.normaliser("copies").item() == pytest.approx(155)
+    assert s.normaliser("objects").item() == pytest.approx(155)
+    assert s.normaliser("copies").item() == pytest.approx(310)
 
 
-def test_copies_are_this_processs_and_objects_the_mean_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A second process with 15 objects. How often they are offered there, its denoising groups, has no say here.
+def test_copies_multiply_the_objects_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A second process with 15 objects.
     monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(distributed.dist, "all_reduce", lambda x: x.add_(15))
     s = supervision()
-    assert s.normaliser("copies").item() == 2 * 10
+    assert s.normaliser("copies").item() == 2 * 20
     many = replace(s, matches=replace(s.matches, copies=50))
-    assert many.normaliser("copies").item() == 50 * 10
+    assert many.normaliser("copies").item() == 50 * 20
 
 
 def branch(**changes: object) -> Branch:

@@ -173,7 +173,7 @@ def test_a_first_stage_counts_every_object_as_class_0() -> None:
     assert {name: float(value) for name, value in losses.items()} == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_sum_of_weights_is_averaged_over_processes_and_at_least_1(
+def test_the_sum_of_weights_is_of_all_processes_and_at_least_1(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     predictions, targets = one_object((0.9, 0.5), (0.2, 0.8))
@@ -183,7 +183,7 @@ def test_the_sum_of_weights_is_averaged_over_processes_and_at_least_1(
         losses={"bbox": BoxL1(weigh_by="match", divide_by="pair_weights")},
     )
     alone = supervise(branch, predictions, targets)["bbox"]
-    monkeypatch.setattr("detbench.core.supervise.mean_over_processes", lambda x: x + 2)
+    monkeypatch.setattr("detbench.core.supervise.sum_over_processes", lambda x: x + 2)
     weights = TaskAligned()(predictions, targets).weights
     assert weights is not None
     many = supervise(branch, predictions, targets)["bbox"]
@@ -201,8 +201,8 @@ def test_pairs_local_asks_no_other_process(monkeypatch: pytest.MonkeyPatch) -> N
     def refused(x: torch.Tensor) -> torch.Tensor:
         raise AssertionError
 
-    monkeypatch.setattr(distributed, "mean_over_processes", refused)
-    monkeypatch.setattr("detbench.core.supervise.mean_over_processes", refused)
+    monkeypatch.setattr(distributed, "sum_over_processes", refused)
+    monkeypatch.setattr("detbench.core.supervise.sum_over_processes", refused)
     assert supervise(branch, predictions, objects)["cls"] == alone
     summed = 0.0
     for layer in range(LAYERS):

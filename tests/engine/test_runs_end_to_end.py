@@ -326,7 +326,7 @@ def test_two_processes_never_train_the_same_run(tmp_path, cache):
         time.sleep(0.02)
     assert cell.state == "running"
     assert worker(cell, cache).wait() == HELD
-    assert workers._threads_before(cell.folder) == 1, "what a run that goes on starts with again"
+    assert workers._begun_with(cell.folder) == (1, 1), "what a run that goes on starts with again"
     first.terminate()
     assert first.wait() == 130
     shutil.rmtree(cell.folder)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from detbench.core.layers.dropout import attention
 
 
 class SelfAttention(nn.Module):
@@ -51,6 +52,6 @@ class SelfAttention(nn.Module):
         query, key = query_key.permute(2, 0, 3, 1, 4).unbind()
         value = self.value(content).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         dropout = self.dropout if self.training else 0.0
-        gathered = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
+        gathered = attention(query, key, value, visible, dropout=dropout)
         out: Tensor = self.output(gathered.transpose(1, 2).flatten(2))
         return out

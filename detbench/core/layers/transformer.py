@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from detbench.core.layers.attention import SelfAttention
 from detbench.core.layers.deformable import DeformableAttention
+from detbench.core.layers.dropout import Dropout
 from detbench.core.layers.tokens import TokenGrid
 
 if TYPE_CHECKING:
@@ -281,4 +282,4 @@ class Transformer(nn.Module):
 
 def _dropout(probability: float) -> nn.Module:
     """Dropout, or nothing at all where it would copy its input for nothing."""
-    return nn.Dropout(probability) if probability else nn.Identity()
+    return Dropout(probability) if probability else nn.Identity()

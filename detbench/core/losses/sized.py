@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from detbench.core.distributed import mean_over_processes
+from detbench.core.distributed import sum_over_processes
 
 if TYPE_CHECKING:
     from detbench.core.supervise import Supervision
@@ -59,5 +59,5 @@ def object_sides(targets: Targets, *, min_side: float) -> Tensor:
 def _ratio(total: Tensor, count: Tensor, *, over: Literal["all_processes", "this_process"]) -> Tensor:
     """The quotient of two sums over the pairs of all processes or of this one; 0 where there are none."""
     if over == "all_processes":
-        total, count = mean_over_processes(total), mean_over_processes(count)
+        total, count = sum_over_processes(total), sum_over_processes(count)
     return total / count.clamp(min=torch.finfo(count.dtype).tiny)

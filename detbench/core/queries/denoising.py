@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from detbench.core.boxes import xyxy_to_cxcywh
+from detbench.core.distributed import most_over_processes, part_of_draw
 from detbench.core.layers.transformer import inverse_sigmoid
 from detbench.core.types import Matches, Targets
 
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 class NoisyQueries:
     """Denoising queries of a batch: group after group, in each the positives of all objects, then the negatives.
 
-    Every image has as many slots as the one with most objects; those it can't fill are empty: zero content,
-    reference 0.5.
+    Every image has as many slots as the one with most objects, on whichever process; those it can't fill are empty:
+    zero content, reference 0.5.
 
     Attributes:
         content: (B, Q, D).
@@ -72,7 +74,7 @@ class DenoisingQueries(nn.Module):
 
         Random numbers are drawn on the CPU from torch's global generator.
         """
-        most = max(targets.counts)
+        most = most_over_processes(max(targets.counts))
         num_groups = max(1, self.part.num_queries // most) if most else 1
         labels, boxes = noisy_objects(
             targets,
@@ -115,10 +117,10 @@ def noisy_objects(
     """
     shape = (num_groups, 2, len(targets.labels))
     device = targets.labels.device
-    redrawn = torch.rand(shape) < 0.5 * label_noise
-    drawn = torch.randint(num_classes, shape)
-    sign = torch.randint(2, (*shape, 4)) * 2 - 1
-    amount = torch.rand(*shape, 4)
+    redrawn = part_of_draw(torch.rand, shape, dim=2) < 0.5 * label_noise
+    drawn = part_of_draw(partial(torch.randint, num_classes), shape, dim=2)
+    sign = part_of_draw(partial(torch.randint, 2), (*shape, 4), dim=2) * 2 - 1
+    amount = part_of_draw(torch.rand, (*shape, 4), dim=2)
     amount[:, 1] += 1
     shift = (sign * amount * box_noise).to(device)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detbench.core.boxes import xyxy_to_cxcywh
+from detbench.core.distributed import most_over_processes, part_of_draw
 from detbench.core.layers.position import box_positions
 from detbench.core.layers.transformer import inverse_sigmoid, xavier_
 from detbench.core.queries.proposals import linear_norm
@@ -106,8 +107,9 @@ def choose(pairs: Matches, shape: tuple[int, int], *, fewest: int, most: int) ->
     owner[pairs.image_idx, pairs.pred_idx] = pairs.target_idx
     positive = owner >= 0
     preference = positive.float() * 2 + (0 if pairs.ignored is None else 1 - pairs.ignored.float())
-    num = min(max(fewest, int(positive.sum(1).max())), most, shape[1])
-    place = (preference + torch.rand(shape).to(device)).topk(num).indices
+    num_positive = most_over_processes(int(positive.sum(1).max()))
+    num = min(max(fewest, num_positive), most, shape[1])
+    place = (preference + part_of_draw(torch.rand, shape).to(device)).topk(num).indices
     chosen = owner.gather(1, place)
     ignored = None if pairs.ignored is None else pairs.ignored.gather(1, place)
     return place, Matches.of_owner(chosen, ignored)

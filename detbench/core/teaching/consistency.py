@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detbench.core.distributed import sum_over_processes
+from detbench.core.layers.norm import BatchNorm2d, batch_norm
 from detbench.core.layers.roi import roi_features
 from detbench.core.queries.boxes import BoxQueries
 from detbench.core.teaching.mining import agreed
@@ -128,10 +130,11 @@ class ConsistencyModule(nn.Module):
             counts: candidates of each image; the slots behind them don't count.
         """
         groups = self.part.groups
-        slots = torch.arange(max(counts), device=student.device).repeat(groups)
+        slots = torch.arange(student.shape[2] // groups, device=student.device).repeat(groups)
         taken = slots < torch.tensor(counts, device=student.device)[:, None]
         distance = (F.normalize(student, dim=-1) - F.normalize(teacher.detach(), dim=-1)).square().mean(-1)
-        mean_of_layers = distance[:, taken].sum(1) / (groups * sum(max(count, 1) for count in counts))
+        num_queries = distance.new_tensor(float(groups * sum(max(count, 1) for count in counts)))
+        mean_of_layers = distance[:, taken].sum(1) / sum_over_processes(num_queries)
         return self.part.weight * mean_of_layers.sum()
 
 
@@ -153,17 +156,18 @@ class Projector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(K, D, s, s) to (K, D)."""
-        if not len(features):
+        num_boxes = int(sum_over_processes(torch.tensor(len(features))))
+        if not num_boxes:
             return features.new_zeros(0, features.shape[1])
         hidden = self.hidden(self.convs(features).flatten(1))
         # One box has no spread to normalise by.
-        normed = F.batch_norm(
+        normed = batch_norm(
             hidden,
             self.norm.running_mean,
             self.norm.running_var,
             self.norm.weight,
             self.norm.bias,
-            training=self.training and len(hidden) > 1,
+            training=self.training and num_boxes > 1,
         )
         content: Tensor = self.content(normed.relu()).relu()
         return content
@@ -171,5 +175,5 @@ class Projector(nn.Module):
 
 def _conv(channels: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False), BatchNorm2d(channels), nn.ReLU()
     )
