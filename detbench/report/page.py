@@ -34,6 +34,7 @@ class Section:
 
     Attributes:
         key: its anchor, and the stem of its files.
+        place: recipe, scale, data and overrides, which together tell it from other tables of the same title.
         table: the numbers.
         entries: the rows' runs.
         plots: its figures.
@@ -42,6 +43,7 @@ class Section:
     """
 
     key: str
+    place: str
     table: Table
     entries: list[Entry]
     plots: list[Plot]
@@ -129,6 +131,9 @@ def _page(collections: Sequence[Collected], sections: Sequence[Section]) -> str:
 def _section(collected: Collected) -> Section:
     return Section(
         key=key_of(collected),
+        place=" · ".join(
+            filter(None, [collected.name, collected.scale, collected.data_name, *collected.overrides])
+        ),
         table=build(collected),
         entries=collected.entries,
         plots=plots.draw(collected),
@@ -150,6 +155,7 @@ def _facts(collections: Sequence[Collected]) -> dict[str, str]:
     results = [result for collected in collections for result in collected.results]
     if not results:
         return {}
+    seeds = sorted({result.seed for result in results})
 
     def join(answers: Sequence[str]) -> str:
         return ", ".join(dict.fromkeys(answers))
@@ -157,7 +163,7 @@ def _facts(collections: Sequence[Collected]) -> dict[str, str]:
     days = sorted(result.finished[:10] for result in results)
     return {
         "Runs": f"{len({(result.digest, result.seed) for result in results})}",
-        "Seeds": join([str(seed) for seed in sorted({result.seed for result in results})]),
+        "Seeds": f"{len(seeds)} ({', '.join(map(str, seeds))})",
         "Scale": join([result.scale for result in results]),
         "Data": join([collected.data_name for collected in collections]),
         "Hardware": join([hardware(result) for result in results]),

@@ -142,6 +142,14 @@ def test_the_cards_of_tables_count_their_verdicts(collect):
         assert f'<span class="{ruling}">{rulings.count(ruling)} {ruling}</span>' in cards
 
 
+def test_cards_and_headings_tell_tables_of_one_recipe_apart(collect):
+    drawn = collect("date/table5", 1)
+    others = [replace(drawn, data_name="bccd"), collect("date/table5", 1, overrides=("optim.lr=0.001",))]
+    spoken = "".join(_read(page([drawn, *others])).text)
+    for place in ("cpu · drawn shapes", "cpu · bccd", "cpu · drawn shapes · optim.lr=0.001"):
+        assert spoken.count(f"date/table5 · {place} One-to-many") == 2  # a card and a heading
+
+
 def test_a_page_without_runs_is_an_overview(collect):
     reader = _read(page([]))
     assert reader.open == []
