@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from detbench import recipes, runs
+from detbench.data.dataset import open_data
 from detbench.engine import checkpoint
 from detbench.engine.run import run_experiment
+from detbench.engine.train import Trainer
 from detbench.recipes import Context
 from detbench.results import RESULT, Result, read_curve, read_result
 from detbench.store import Store
@@ -28,6 +30,15 @@ def cell_of(pattern: str, store: Store, *overrides: str, seed: int = 0, data: st
     (cell,) = runs.plan(recipes.select([pattern]), context, seeds=[seed], store=store)
     runs.request(cell)
     return cell
+
+
+def trainer_of(cell: runs.Cell, cache: Path) -> Trainer:
+    """The training of a cell, before its first step or where its checkpoint left it, without evaluations."""
+    return Trainer(
+        cell.experiment, seed=cell.seed, data=open_data(cell.experiment.data, cache), folder=cell.folder,
+        init_from=None, device=torch.device("cpu"), workers=0, checkpoint_seconds=1e9,
+        evaluate=lambda model, progress: {},
+    )  # fmt: skip
 
 
 def do(cell: runs.Cell, cache: Path, **options: Any) -> Result | None:

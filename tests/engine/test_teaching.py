@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from smoke_runs import assert_same_to_the_bit, cell_of, do, train_with_kills, worker
+from smoke_runs import assert_same_to_the_bit, cell_of, do, train_with_kills, trainer_of, worker
 from torch import nn
 
 from detbench import recipes, runs
@@ -84,13 +84,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
-
-
-def trainer_of(cell: runs.Cell, cache: Path) -> Trainer:
-    return Trainer(
-        cell.experiment, seed=0, data=open_data(cell.experiment.data, cache), folder=cell.folder, init_from=None,
-        device=torch.device("cpu"), workers=0, checkpoint_seconds=1e9, evaluate=lambda model, progress: {},
-    )  # fmt: skip
 
 
 def taught(trainer: Trainer) -> Taught:
