@@ -233,7 +233,7 @@ class _Batch:
     def stop(self) -> None:
         """Asks every worker to save its state and waits until it has."""
         for process in self.running.values():
-            process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
+            process.terminate()  # not SIGINT, to which the background jobs of a script are deaf
         for cell, process in self.running.items():
             self.done.append(_outcome(cell, process.wait()))
 
@@ -322,7 +322,7 @@ def _outcome(cell: Cell, code: int) -> Outcome:
         return Outcome(cell, "finished")
     if code == PAUSED:
         return Outcome(cell, "paused")
-    if code == 130:
+    if code in (130, -signal.SIGTERM):  # the latter where it was stopped before it could listen
         return Outcome(cell, "interrupted")
     path = cell.folder / ERROR
     if path.is_file():

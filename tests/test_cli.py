@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, messages, JSON, and that it starts without torch."""
 
+import contextlib
 import io
 import json
 import os
@@ -258,23 +259,43 @@ def test_under_nohup_a_hangup_stops_nothing():
 @pytest.mark.slow
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
 def test_a_run_that_is_told_to_stop_stops_its_workers(number, tmp_path):
+    require_stops(getattr(signal, number), tmp_path, once=lambda: list(tmp_path.glob("*/0/environment.json")))
+
+
+@pytest.mark.slow
+def test_a_job_in_the_background_of_a_script_stops_workers_that_are_still_starting(tmp_path):
+    """Such jobs, and all that they start, are born with SIGINT ignored."""
+    deaf = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+    require_stops(signal.SIGTERM, tmp_path, once=lambda: list(tmp_path.glob("*/0/log.txt")), shell=deaf)
+
+
+def require_stops(number, runs, once, shell=()):
     started = subprocess.Popen(
-        [sys.executable, "-m", "detbench", "run", "quickstart/fcos", "schedule.length=1000000", "--scale", "smoke",
-         "--runs", str(tmp_path)],
+        [*shell, sys.executable, "-m", "detbench", "run", "quickstart/fcos", "schedule.length=1000000",
+         "--scale", "smoke", "--runs", str(runs)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
-    give_up = time.monotonic() + 60
-    while not list(tmp_path.glob("*/0/environment.json")):
-        assert started.poll() is None and time.monotonic() < give_up, "the worker never began"
-        time.sleep(0.1)
     children = Path(f"/proc/{started.pid}/task/{started.pid}/children")
-    (worker,) = map(int, children.read_text(encoding="utf-8").split())
-    started.send_signal(getattr(signal, number))
-    _, said = started.communicate(timeout=60)
-    assert started.returncode == 130, said
-    assert "stopped; finished runs and checkpoints are kept" in said
-    with pytest.raises(ProcessLookupError):
-        os.kill(worker, 0)
+    workers = []
+    try:
+        give_up = time.monotonic() + 60
+        while not (once() and workers):
+            assert started.poll() is None and time.monotonic() < give_up, "the worker never began"
+            time.sleep(0.1)
+            workers = [int(worker) for worker in children.read_text(encoding="utf-8").split()]
+        started.send_signal(number)
+        _, said = started.communicate(timeout=60)
+        assert started.returncode == 130, said
+        assert "stopped; finished runs and checkpoints are kept" in said
+        (worker,) = workers
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
+    finally:  # nothing may go on training when the test has failed
+        for process in [started.pid, *workers]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        started.wait()
+        started.stderr.close()
 
 
 def test_a_budget_that_is_too_small_is_refused_with_5(tmp_path):

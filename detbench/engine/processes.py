@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -247,7 +246,7 @@ def follow(launch: Launch) -> None:
         try:
             _see_off(peer, seat)
         except KeyboardInterrupt:
-            peer.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
+            peer.terminate()
             peer.wait()
             raise
 
