@@ -226,7 +226,8 @@ class SampledIou:
 class Rank:
     """An object's pairs weigh less the worse they are: exp(-rank / tau), by quality (Align-DETR; spec 4.2).
 
-    quality = score^quality_alpha * IoU^(1 - quality_alpha); the best pair of an object in a layer has rank 0.
+    quality = score^quality_alpha * IoU^(1 - quality_alpha); the best pair of an object in a layer has rank 0. As in
+    the released code, qualities below 0.01 are equal, and of equal pairs that of the earlier query goes first.
 
     Attributes:
         quality_alpha: weight of classification against localisation; `Poto` counts it the other way round.

@@ -17,6 +17,7 @@ from soft_targets import (
 )
 from torch import Tensor
 
+from detbench.core.assign.query_hungarian import rank_weights
 from detbench.core.losses.align import alignment_quality, rank_within, soft_target
 from detbench.core.losses.quality import matched_iou
 from detbench.core.supervise import QuerySupervision, supervise
@@ -88,15 +89,37 @@ def test_the_rank_is_the_number_of_better_pairs_in_the_bag() -> None:
     generator = torch.Generator().manual_seed(0)
     bags = torch.randint(0, 7, (60,), generator=generator)
     quality = torch.randint(0, 9, (60,), generator=generator) / 8  # with ties
+    order = torch.randperm(60, generator=generator)
     expected = [
         sum(
-            bags[j] == bags[i] and (quality[j] > quality[i] or (quality[j] == quality[i] and j < i))
+            bags[j] == bags[i]
+            and (quality[j] > quality[i] or (quality[j] == quality[i] and order[j] < order[i]))
             for j in range(60)
         )
         for i in range(60)
     ]
-    assert rank_within(bags, quality).tolist() == [int(r) for r in expected]
-    assert rank_within(bags[:0], quality[:0]).shape == (0,)
+    assert rank_within(bags, quality, order).tolist() == [int(r) for r in expected]
+    assert rank_within(bags[:0], quality[:0], order[:0]).shape == (0,)
+
+
+def test_qualities_below_the_floor_rank_by_the_number_of_the_query_as_in_the_released_code() -> None:
+    """Four queries of one object in the order that the cheapest copies take them; q = IoU (spec 4.2).
+
+    Query 3 has IoU 0.5. The others are bounded to 0.01: query 0 (0), query 1 (0.008), query 2 (0).
+    """
+    targets = Targets.of([torch.tensor([0])], [torch.tensor([[0.0, 0, 50, 50]])], [(100, 100)])
+    boxes = torch.tensor([
+        [0.8, 0.8, 0.2, 0.2], [0.02, 0.05, 0.04, 0.05], [0.7, 0.8, 0.2, 0.2], [0.125, 0.25, 0.25, 0.5],
+    ])  # fmt: skip
+    predictions = QueryPredictions(torch.zeros(1, 4, 1), boxes[None])
+    taken = torch.tensor([2, 1, 0, 3])
+    matches = Matches(torch.zeros(4, dtype=torch.int64), taken, torch.zeros(4, dtype=torch.int64))
+    quality = alignment_quality(QuerySupervision(predictions, targets, matches), alpha=0.0, iou_eps=0.0)
+    assert quality.tolist() == pytest.approx([0, 0.008, 0, 0.5])
+
+    rule = Rank(quality_alpha=0.0, tau=1 / math.log(2), iou_eps=0.0)
+    weights = rank_weights(rule, predictions, targets, matches)
+    assert weights.tolist() == pytest.approx([1 / 8, 1 / 4, 1 / 2, 1])
 
 
 def test_a_quality_below_the_floor_counts_as_the_floor() -> None:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from detbench.parts.assigners import QueryHungarian, Rank
 
 
+RANK_FLOOR = 0.01
+"""Least quality that ranks tell apart: the released code bounds qualities before it ranks them (spec 4.2)."""
+
+
 @torch.no_grad()
 def assign_query_hungarian(rule: QueryHungarian, predictions: QueryPredictions, targets: Targets) -> Matches:
     """The pairs of least total cost in each image of each layer (spec 1.8, 4.1)."""
@@ -34,8 +38,8 @@ def assign_query_hungarian(rule: QueryHungarian, predictions: QueryPredictions, 
 def rank_weights(rule: Rank, predictions: QueryPredictions, targets: Targets, matches: Matches) -> Tensor:
     """(K,) exp(-rank / tau), the rank that of the pair among its object's in the same layer (spec 4.2)."""
     pairs = QuerySupervision(predictions, targets, matches)
-    quality = alignment_quality(pairs, alpha=rule.quality_alpha, iou_eps=rule.iou_eps)
-    return (-rank_within(matches.target_idx, quality) / rule.tau).exp()
+    quality = alignment_quality(pairs, alpha=rule.quality_alpha, iou_eps=rule.iou_eps).clamp(min=RANK_FLOOR)
+    return (-rank_within(matches.target_idx, quality, matches.pred_idx) / rule.tau).exp()
 
 
 def query_cost(rule: QueryHungarian, predictions: QueryPredictions, targets: Targets) -> Tensor:

@@ -52,15 +52,17 @@ def alignment_quality(supervision: QuerySupervision, *, alpha: float, iou_eps: f
     return score**alpha * matched_iou(supervision, eps=iou_eps) ** (1 - alpha)
 
 
-def rank_within(bags: Tensor, quality: Tensor) -> Tensor:
-    """(K,) place of each pair among those of its bag: 0 for the greatest quality, the earlier one where equal.
+def rank_within(bags: Tensor, quality: Tensor, order: Tensor) -> Tensor:
+    """(K,) place of each pair among those of its bag: 0 for the greatest quality.
 
     Args:
         bags: (K,) int64, any numbers; equal ones are one bag.
         quality: (K,).
+        order: (K,) int64; of equal qualities that with the smaller number goes first.
     """
-    by_quality = quality.argsort(descending=True, stable=True)
-    order = by_quality[bags[by_quality].argsort(stable=True)]
-    in_bags = bags[order]
+    by_order = order.argsort(stable=True)
+    by_quality = by_order[quality[by_order].argsort(descending=True, stable=True)]
+    by_bag = by_quality[bags[by_quality].argsort(stable=True)]
+    in_bags = bags[by_bag]
     place = torch.arange(len(bags), device=bags.device) - torch.searchsorted(in_bags, in_bags)
-    return torch.empty_like(place).scatter_(0, order, place)
+    return torch.empty_like(place).scatter_(0, by_bag, place)
