@@ -60,9 +60,15 @@ def box_giou(a: Tensor, b: Tensor, *, eps: float) -> Tensor:
 
 
 def query_iou(a: Tensor, b: Tensor, *, eps: float) -> Tensor:
-    """(...) IoU of normalised (..., 4) xyxy boxes with `eps` added to the union (spec, "Two IoU conventions")."""
+    """(...) IoU of boxes that broadcast against each other, as query detectors have it ("Two IoU conventions").
+
+    Args:
+        a: (..., 4) xyxy, normalised.
+        b: (..., 4) xyxy, normalised.
+        eps: added to the union, which counts as at least 1e-6 (mmdetection's clamp, which an `eps` of 1e-6 implies).
+    """
     intersection, union = _intersection_and_union(a, b)
-    return intersection / (union + eps)
+    return intersection / (union + eps).clamp(min=1e-6)
 
 
 def query_giou(a: Tensor, b: Tensor, *, eps: float) -> Tensor:

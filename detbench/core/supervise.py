@@ -86,6 +86,12 @@ class Supervision(ABC):
         return (self,)
 
     @cached_property
+    def layer_of_pair(self) -> Tensor:
+        """(K,) layer of each matched prediction, from 0."""
+        num_images = len(self.targets.counts) // self.num_layers
+        return self.matches.image_idx.div(num_images, rounding_mode="floor")
+
+    @cached_property
     def is_last(self) -> Tensor:
         """(K,) False where a later pair names the same prediction again."""
         order = torch.arange(len(self._place), device=self._place.device)
@@ -223,10 +229,9 @@ class QuerySupervision(Supervision):
         """Each layer by itself."""
         num_images = len(self.targets.counts) // self.num_layers
         targets, matches = self.targets.of_first(num_images), self.matches
-        of_pair = matches.image_idx.div(num_images, rounding_mode="floor")
         layers = []
         for layer in range(self.num_layers):
-            pairs = (of_pair == layer).nonzero().squeeze(1)
+            pairs = (self.layer_of_pair == layer).nonzero().squeeze(1)
             own = Matches(
                 matches.image_idx[pairs] - layer * num_images,
                 matches.pred_idx[pairs],

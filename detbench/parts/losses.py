@@ -147,7 +147,7 @@ class SizedL1:
             `mean_size`, axis by axis.
         mean_size: of "constant": width and height, such as the training set's normalised means.
         mean_over: the pairs behind a factor: those of "all_processes", so that N train as one does, or of
-            "this_process". All layers of a query detector count, unless its loss is divided layer by layer.
+            "this_process". Each layer of a query detector has its own.
         min_side: sides count as at least so many pixels of the network input: an object may be empty.
         labels: "annotated" leaves a teacher's objects to the plain L1 (the paper's "Sup only").
         weigh_by: as in `BoxL1`.

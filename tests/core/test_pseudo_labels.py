@@ -67,15 +67,15 @@ def test_suppression_is_by_class():
     assert sorted(found.labels.tolist()) == [0, 1]  # equal scores have no deviation
 
 
-def test_a_lone_detection_stays_and_an_image_may_have_none():
+def test_a_lone_detection_has_no_deviation_to_stand_out_from_and_an_image_may_have_none():
     found = candidates_of(
         RULE,
-        predicted([[(LEFT, [0.005, 0.001])], [(RIGHT, [0.001, 0.05])], [(LEFT, [0.001, 0.002])]]),
+        predicted([[(LEFT, [0.005, 0.001])], [(RIGHT, [0.9, 0.9])], [(LEFT, [0.001, 0.9])]]),
         [SIZE] * 3,
     )
-    assert found.counts == (0, 1, 0)
-    assert found.image_idx.tolist() == [1]
-    assert found.labels.tolist() == [1]
+    assert found.counts == (0, 2, 0)
+    assert found.image_idx.tolist() == [1, 1]
+    assert sorted(found.labels.tolist()) == [0, 1]
 
 
 def test_what_lies_outside_the_image_is_no_candidate_but_counts_for_the_deviation():

@@ -20,7 +20,7 @@ from soft_targets import (
 from torch import Tensor
 
 from detbench.core.assign.query_hungarian import query_cost
-from detbench.core.boxes import cxcywh_to_xyxy
+from detbench.core.boxes import cxcywh_to_xyxy, query_iou
 from detbench.core.losses.quality import quality_focal, soft_cross_entropy
 from detbench.core.postprocess import with_quality
 from detbench.core.types import QueryPredictions
@@ -41,6 +41,11 @@ def test_quality_focal_loss_is_the_sum_over_its_entries() -> None:
             lambda p, beta=beta: p**beta * cross_entropy(p, 0.0),
         )
         assert QualityFocal(beta=beta)(supervision).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_iou_without_epsilon_counts_unions_as_a_millionth_of_the_image_at_least() -> None:
+    boxes = torch.tensor([[0.1, 0.1, 0.1005, 0.1005], [0.3, 0.3, 0.3, 0.3], [0.2, 0.2, 0.4, 0.4]])
+    assert query_iou(boxes, boxes, eps=0.0).tolist() == pytest.approx([0.25, 0.0, 1.0], rel=1e-4)
 
 
 def test_varifocal_loss_is_the_sum_over_its_entries() -> None:

@@ -15,7 +15,7 @@ from detbench.core.detectors.atss_head import AtssHead
 from detbench.core.detectors.rcnn import RcnnHead, sample_regions
 from detbench.core.detectors.rpn import RpnHead, propose
 from detbench.core.layers.roi import roi_features
-from detbench.core.types import DensePredictions
+from detbench.core.types import DensePredictions, Targets
 from detbench.parts.assigners import SampledIou
 from detbench.parts.auxiliary import AtssPredictor, RcnnPredictor, RpnPredictor
 
@@ -132,6 +132,15 @@ def test_regions_are_the_objects_and_the_proposals_that_there_are() -> None:
         background = regions[i][sampled[i] & ~mine]
         assert (background[:, None] == proposals[i][present[i]]).all(-1).any(1).all()
         first += count
+
+
+def test_objects_with_the_same_box_each_answer_for_themselves() -> None:
+    box = torch.tensor([[10.0, 10.0, 40.0, 50.0]])
+    targets = Targets.of([torch.tensor([2, 0])], [box.repeat(2, 1)], [(96, 128)])
+    present = torch.ones(1, 1, dtype=torch.bool)
+    _, owner, sampled = sample_regions(SampledIou(sample=16), box[None], present, targets)
+    assert sampled.all()
+    assert sorted(owner[0].tolist()) == [0, 0, 1]  # the proposal is the first one's
 
 
 def rcnn(rule: SampledIou, seed: int = 0) -> RcnnHead:

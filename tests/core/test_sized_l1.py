@@ -188,6 +188,24 @@ def test_objects_sizes_dont_change_what_the_loss_is_divided_by() -> None:
     assert losses["sized"].item() == pytest.approx(3.0 * 1.3 / 2, rel=1e-6)
 
 
+@pytest.mark.parametrize("rescale", ["axis_mean", "scalar_mean", "loss_preserving"])
+def test_each_layer_is_rescaled_by_its_own_pairs(rescale: Rescale) -> None:
+    # One query: the first layer gives it to the small object, the second to the large one (spec 6.2).
+    targets = of_queries(*BOTH).targets.repeat(2)
+    boxes = torch.tensor(BOTH[0], dtype=torch.float64)[:, None].requires_grad_()
+    predictions = QueryPredictions(boxes.new_zeros(2, 1, 1), boxes, num_layers=2)
+    matches = Matches(torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor([0, 3]))
+    value = SizedL1(rescale=rescale)(QuerySupervision(predictions, targets, matches))
+    (gradient,) = torch.autograd.grad(value, boxes)
+    for layer in range(2):
+        s = of_queries([BOTH[0][layer]], [BOTH[1][layer]])
+        own = s.predictions.pred_boxes.requires_grad_()
+        alone = SizedL1(rescale=rescale)(s)
+        assert torch.allclose(torch.autograd.grad(alone, own)[0][0], gradient[layer])
+        value = value - alone
+    assert value.item() == pytest.approx(0, abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("mean_over", "means"), [("all_processes", (0.425, 0.65)), ("this_process", (0.225, 0.45))]
 )

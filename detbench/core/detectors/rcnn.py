@@ -106,6 +106,10 @@ def sample_regions(
     is_object = torch.arange(objects.shape[1], device=objects.device) < counts.unsqueeze(1)
     regions, present = torch.cat([objects, proposals], 1), torch.cat([is_object, present], 1)
     owner, sampled = sampled_owner(rule, regions, present, targets)
+    # An object answers for itself, though another may have the same box.
+    itself = targets.first[:, None] + torch.arange(objects.shape[1], device=objects.device)
+    mine = sampled[:, : objects.shape[1]] & is_object
+    owner[:, : objects.shape[1]] = torch.where(mine, itself, -1)
     size = min(rule.sample, regions.shape[1])
     place = sampled.int().argsort(dim=1, descending=True, stable=True)[:, :size]
     return take(regions, place), owner.gather(1, place), sampled.gather(1, place)

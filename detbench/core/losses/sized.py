@@ -34,20 +34,29 @@ def sized_l1_of(
         plain = plain * supervision.pair_weights[:, None]
     sized = plain / sides
 
-    num_pairs = sides.new_tensor(float(len(sides)))
+    # A layer may match other objects than the next one: its means are those of its own pairs.
+    layers = torch.arange(supervision.num_layers, device=sides.device)
+    of_layer = (supervision.layer_of_pair == layers[:, None]).to(plain.dtype).unsqueeze(2)
+
+    def by_layer(x: Tensor) -> Tensor:
+        """(K, 2) to (layers, 2)."""
+        return (of_layer * x).sum(1)
+
+    num_pairs = of_layer.sum(1)
     match rescale:
         case "none":
             scale = sides.new_ones(2)
         case "axis_mean":
-            scale = _ratio(sides.sum(0), num_pairs, over=mean_over)
+            scale = _ratio(by_layer(sides), num_pairs, over=mean_over)
         case "scalar_mean":
-            scale = _ratio(sides.sum(), 2 * num_pairs, over=mean_over)
+            scale = _ratio(by_layer(sides).sum(1, keepdim=True), 2 * num_pairs, over=mean_over)
         case "loss_preserving":
-            scale = _ratio(plain.detach().sum(), sized.detach().sum(), over=mean_over)
+            plain_sum, sized_sum = (by_layer(x.detach()).sum(1, keepdim=True) for x in (plain, sized))
+            scale = _ratio(plain_sum, sized_sum, over=mean_over)
         case "constant":
             assert mean_size is not None  # the part sees to it
             scale = sides.new_tensor(mean_size)
-    return (sized.sum(0) * scale).sum()
+    return (by_layer(sized) * scale).sum()
 
 
 def object_sides(targets: Targets, *, min_side: float) -> Tensor:
@@ -57,7 +66,7 @@ def object_sides(targets: Targets, *, min_side: float) -> Tensor:
 
 
 def _ratio(total: Tensor, count: Tensor, *, over: Literal["all_processes", "this_process"]) -> Tensor:
-    """The quotient of two sums over the pairs of all processes or of this one; 0 where there are none."""
+    """The quotients of sums over the pairs of all processes or of this one; 0 where there are none."""
     if over == "all_processes":
         total, count = sum_over_processes(total), sum_over_processes(count)
     return total / count.clamp(min=torch.finfo(count.dtype).tiny)

@@ -69,8 +69,8 @@ def candidates_of(
     """The teacher's detections that stand out in their image (spec 8.3).
 
     What class-wise suppression leaves of the last layer stands out where its score reaches the mean plus the unbiased
-    standard deviation of the image's scores, and its clipped box has an area. The deviation of a single score counts
-    as 0, so that a lone detection stays.
+    standard deviation of the image's scores, and its clipped box has an area. A single score has no such deviation:
+    a lone detection does not stand out, as in the released code.
 
     Args:
         rule: of suppression.
@@ -121,6 +121,6 @@ def _outstanding(found: Detections) -> Detections:
     if len(scores) > 1:
         reached = scores >= scores.mean() + scores.std()
     else:
-        reached = torch.ones_like(scores, dtype=torch.bool)
+        reached = torch.zeros_like(scores, dtype=torch.bool)
     chosen = reached & (found.boxes[:, 2:] > found.boxes[:, :2]).all(1)
     return Detections(found.boxes[chosen], scores[chosen], found.labels[chosen])
