@@ -18,6 +18,8 @@ from detbench.results import read_result
 from detbench.runs import Cell, request
 from detbench.store import ENVIRONMENT, ERROR, HELD, LOG, PAUSED, Store, forget_ending
 
+# Variables by which somebody says how idle OpenMP threads are to wait.
+_WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
 _LOOK_SECONDS = 2.0  # between looks at runs that another process holds
 
 
@@ -98,8 +100,9 @@ def execute(
     Args:
         jobs: runs side by side.
         processes: that train each run together; by default one, and under torchrun those that it started.
-        threads: torch threads of each process; by default the cores divided by all processes. A run that was begun
-            goes on with the numbers it began with: others would give other bits.
+        threads: torch threads of each process; by default OMP_NUM_THREADS, else the cores divided by all processes
+            (always so under torchrun, which sets that variable itself). A run that was begun goes on with the
+            numbers it began with: others would give other bits.
         evaluations: a run that has been evaluated so often is paused, its state saved.
         watch: called a few times a second with the running cells and the outcomes so far.
 
@@ -116,7 +119,7 @@ def execute(
     here = (processes or 1) if launch is None else launch.local_number
     processes = _checked_number(processes, launch, jobs=jobs, device=device)
     batch = _Batch(
-        cells, store, processes=processes, threads=threads or max(1, cores() // (jobs * here)), workers=workers,
+        cells, store, processes=processes, threads=threads or default_threads(jobs * here), workers=workers,
         device=device, force=force, evaluations=evaluations,
     )  # fmt: skip
     try:
@@ -137,6 +140,15 @@ def execute(
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_threads(processes: int = 1) -> int:
+    """Threads for each of so many processes: OMP_NUM_THREADS where it is a number, else the cores divided by them."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    # torchrun sets the variable itself, to 1.
+    if launched() is None and re.fullmatch("[1-9][0-9]*", asked):
+        return int(asked)
+    return max(1, cores() // processes)
 
 
 def _checked_number(asked: int | None, launch: Launch | None, *, jobs: int, device: str) -> int | None:
@@ -277,12 +289,6 @@ class _Batch:
             command += ["--fresh"]
         if self.evaluations is not None:
             command += ["--evaluations", str(self.evaluations)]
-        environment = dict(os.environ)
-        # Without it cuBLAS may add up in another order from run to run.
-        environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        if not any(name.startswith(("OMP_", "GOMP_", "KMP_")) for name in environment):
-            # Trap 4: idle OpenMP threads that spin for long starve whatever else runs on the core.
-            environment |= {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "1000"}
         with (cell.folder / LOG).open("ab") as log:
             # A session of its own: Ctrl-C reaches the worker once, from us, and not in the middle of a write.
             return subprocess.Popen(
@@ -290,9 +296,20 @@ class _Batch:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=_environment(threads),
                 start_new_session=True,
             )
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """What a worker is told, besides what the user told us."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    # Without it cuBLAS may add up in another order from run to run.
+    environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if not _WAITING.intersection(environment):
+        # Trap 4: idle OpenMP threads that spin for long starve whatever else runs on the core.
+        environment["GOMP_SPINCOUNT"] = "1000"
+    return environment
 
 
 def _key(cell: Cell) -> tuple[str, int]:

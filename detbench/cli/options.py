@@ -46,13 +46,16 @@ StoreOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SeedsOption = Annotated[int, typer.Option(min=1, help="Runs of each row, with seeds 0, 1, ...")]
-JobsOption = Annotated[
-    int, typer.Option(min=1, help="Runs side by side; the free cores are divided among them.")
-]
+JobsOption = Annotated[int, typer.Option(min=1, help="Runs side by side; the cores are divided among them.")]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Threads of each process; by default the free cores / (jobs x nproc)."),
+    typer.Option(
+        min=1,
+        help="Threads of each process; by default OMP_NUM_THREADS, else cores / (jobs x nproc). On a machine that is "
+        "busy already, say how many are free: more are much slower.",
+    ),
 ]
+
 ProcessesOption = Annotated[
     int | None,
     typer.Option(

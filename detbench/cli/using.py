@@ -13,7 +13,6 @@ from detbench.cli.options import (
     DeviceOption,
     JsonOption,
     StoreOption,
-    ThreadsOption,
     WorkersOption,
     open_store,
 )
@@ -25,6 +24,9 @@ _Run = Annotated[
         "`weights import` wrote."
     ),
 ]
+_ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads; by default OMP_NUM_THREADS, else all cores.")
+]
 
 
 def evaluate(
@@ -32,7 +34,7 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="A folder of data in COCO's or CrowdHuman's format.")],
     runs: StoreOption = DEFAULT_RUNS,
     device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
+    threads: _ThreadsOption = None,
     workers: WorkersOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -40,10 +42,10 @@ def evaluate(
     from detbench import listing
     from detbench.engine import apply, machine
     from detbench.parts.part import plain
-    from detbench.workers import cores
+    from detbench.workers import default_threads
 
     store = open_store(runs)
-    chosen = machine.prepare(threads=threads or cores(), device=device)
+    chosen = machine.prepare(threads=threads or default_threads(), device=device)
     trained = apply.load_named(run, store, device=chosen)
     found = apply.evaluate(trained, data, cache=store.cache, workers=workers)
     if as_json:
@@ -67,14 +69,14 @@ def predict(
     ] = None,
     runs: StoreOption = DEFAULT_RUNS,
     device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
+    threads: _ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Detect objects in image files with a run's model."""
     from detbench.engine import apply, machine
-    from detbench.workers import cores
+    from detbench.workers import default_threads
 
-    chosen = machine.prepare(threads=threads or cores(), device=device)
+    chosen = machine.prepare(threads=threads or default_threads(), device=device)
     trained = apply.load_named(run, open_store(runs), device=chosen)
     found = apply.predict(trained, images, score=score)
     if out is not None:
