@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from detbench.metrics.tables import DetectionTable
 
 RESULT, CURVE, REQUEST, DETECTIONS = "result.json", "curve.jsonl", "request.json", "detections.npz"
-STOPPED = "stopped.json"
+STOPPED, ENVIRONMENT = "stopped.json", "environment.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +144,8 @@ def read_stopped(folder: Path) -> Stopped | None:
     if not path.is_file():
         return None
     try:
-        return Stopped(**json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError) as error:
+        return Stopped(**_read_tree(path))
+    except _DAMAGED as error:
         raise StoreError(f"{path}: damaged ({error}); delete it, and run again to finish the run") from None
 
 
@@ -157,10 +157,10 @@ def read_result(folder: Path) -> Result:
     """
     path = folder / RESULT
     try:
-        return Result(**json.loads(path.read_text(encoding="utf-8")))
+        return Result(**_read_tree(path))
     except FileNotFoundError:
         raise StoreError(f"{path}: no such file; the run is not finished") from None
-    except (json.JSONDecodeError, TypeError) as error:
+    except _DAMAGED as error:
         raise StoreError(f"{path}: damaged ({error}); delete the folder {folder} and run it again") from None
 
 
@@ -180,12 +180,26 @@ def read_request(folder: Path) -> dict[str, Any]:
     """
     path = folder / REQUEST
     try:
-        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError) as error:
+        return _read_tree(path)
+    except _DAMAGED as error:
         raise StoreError(
             f"{path}: unreadable ({error}); delete the folder {folder} and run it again"
         ) from None
-    return tree
+
+
+def read_environment(folder: Path) -> dict[str, Any] | None:
+    """What a run was begun with, on which machine; None where it wasn't begun.
+
+    Raises:
+        StoreError: the record is damaged.
+    """
+    path = folder / ENVIRONMENT
+    if not path.is_file():
+        return None
+    try:
+        return _read_tree(path)
+    except _DAMAGED as error:
+        raise StoreError(f"{path}: damaged ({error}); delete the folder {folder} and run it again") from None
 
 
 def read_detections(path: Path) -> DetectionTable:
@@ -209,6 +223,16 @@ def read_detections(path: Path) -> DetectionTable:
             )
     except (OSError, KeyError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise StoreError(f"{path}: can't be read ({error})") from None
+
+
+_DAMAGED = (OSError, ValueError, TypeError)  # no text, no JSON, or JSON of something else
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(tree, dict):
+        raise TypeError("no JSON object")
+    return tree
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

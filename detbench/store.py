@@ -31,6 +31,7 @@ from detbench.errors import StoreError
 from detbench.results import (
     CURVE,
     DETECTIONS,
+    ENVIRONMENT,
     REQUEST,
     RESULT,
     STOPPED,
@@ -45,7 +46,7 @@ State = Literal["finished", "running", "failed", "stopped", "resumable", "missin
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 # The weights that are tested, unless a student's are asked for, which lie beside its teacher's.
 WEIGHTS, STUDENT = "model.safetensors", "student.safetensors"
-ERROR, LOG, ENVIRONMENT, LOCK = "error.json", "log.txt", "environment.json", "lock"
+ERROR, LOG, LOCK = "error.json", "log.txt", "lock"
 CHECKSUMS = "SHA256SUMS"
 _SEAL = "sha256"  # in a request: of the rest of it
 
@@ -244,14 +245,27 @@ def write_request(folder: Path, tree: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which is there once all is written or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A file to write to, which is there once all is written or not at all.
+
+    Raises:
+        StoreError: it can't be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(
+            f"{path}: can't be written ({error.strerror or error}); see that the folder is yours and has room, or "
+            "name another"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

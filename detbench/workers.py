@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detbench.errors import RecipeError, RunFailed
-from detbench.results import read_result
+from detbench.results import read_environment, read_result
 from detbench.runs import Cell, request
-from detbench.store import ENVIRONMENT, ERROR, HELD, LOG, PAUSED, Store, forget_ending
+from detbench.store import ERROR, HELD, LOG, PAUSED, Store, forget_ending
 
 # Variables by which somebody says how idle OpenMP threads are to wait.
 _WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
@@ -319,11 +319,8 @@ def _key(cell: Cell) -> tuple[str, int]:
 
 def _begun_with(folder: Path) -> tuple[int, int] | None:
     """The numbers of processes and threads a run was begun with; older runs know of one process only."""
-    path = folder / ENVIRONMENT
-    if not path.is_file():
-        return None
-    environment = json.loads(path.read_text(encoding="utf-8"))
-    return int(environment.get("processes", 1)), int(environment["threads"])
+    environment = read_environment(folder)
+    return None if environment is None else (environment.get("processes", 1), environment["threads"])
 
 
 def _without_source(cell: Cell) -> str:

@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, messages, JSON, and that it starts without torch."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from rich.live import Live
 from typer.testing import CliRunner
 
 from detbench import live, recipes, runs, workers
-from detbench.cli import app, running
+from detbench.cli import app, main, running
 from detbench.results import RESULT
 from detbench.store import Store
 
@@ -80,6 +81,32 @@ def test_what_only_reads_needs_no_torch(arguments, tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert outcome.returncode == 0, outcome.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run", "quickstart/fcos", "--scale", "smoke"], ["report", "-o"]], ids=lambda a: a[0]
+)
+def test_a_folder_that_cannot_be_written_to_is_one_message(arguments, tmp_path):
+    taken = tmp_path / "taken"
+    taken.write_text("a file", encoding="utf-8")
+    command = [*arguments, str(taken)] if arguments[-1] == "-o" else [*arguments, "--runs", str(taken)]
+    outcome = detbench(*command, cwd=tmp_path)
+    assert outcome.returncode == 2
+    assert str(taken) in outcome.stderr and "Traceback" not in outcome.stderr
+
+
+def test_what_the_system_refuses_is_one_message(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "below/file")
+
+    monkeypatch.setattr(recipes, "names", refuse)
+    monkeypatch.setattr("sys.argv", ["detbench", "ls", "--json"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert "below/file: can't be read or written (Permission denied)" in said.err
+    assert json.loads(said.out)["error"]["kind"] == "StoreError"
 
 
 def test_the_launcher_in_a_clone_is_the_same_command_line():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from detbench import __version__
 from detbench.cli import bench, checking, data, recipes, reporting, running, using, weights
 from detbench.cli.console import error_tree, print_json, say
-from detbench.errors import DetbenchError
+from detbench.errors import DetbenchError, StoreError
 
 # click's, which has no name that holds for all versions of typer: newer ones bring a click of their own.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -72,14 +72,27 @@ def _root(
 
 
 def main() -> None:
-    """Runs the command line; turns every DetbenchError into one message and its exit code."""
+    """Runs the command line; turns every DetbenchError, and what files refuse, into one message and its exit code."""
     try:
         app()
     except DetbenchError as error:
-        if "--json" in sys.argv:
-            print_json(error_tree(error))
-        say(str(error))
-        sys.exit(error.exit_code)
+        _fail(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if error.strerror is None:  # not the system's, but a bug of ours
+            raise
+        _fail(
+            StoreError(
+                f"{error.filename or 'a file'}: can't be read or written ({error.strerror}); see that it is yours "
+                "and has room, or name another"
+            )
+        )
+
+
+def _fail(error: DetbenchError) -> NoReturn:
+    if "--json" in sys.argv:
+        print_json(error_tree(error))
+    say(str(error))
+    sys.exit(error.exit_code)

@@ -29,8 +29,8 @@ from detbench.errors import DataError
 from detbench.parts.data import Drawn
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import plain
-from detbench.results import DETECTIONS, Result
-from detbench.store import ENVIRONMENT, finish, forget, write_json
+from detbench.results import DETECTIONS, ENVIRONMENT, Result
+from detbench.store import finish, forget, write_json
 
 
 def run_experiment(

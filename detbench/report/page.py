@@ -19,6 +19,7 @@ from detbench.report.forms import Format
 from detbench.report.gather import Collected, Entry, State, hardware
 from detbench.report.plots import Plot
 from detbench.report.table import Table, build
+from detbench.store import write_text
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -68,19 +69,18 @@ class Line:
 
 def write_site(collections: Sequence[Collected], folder: Path) -> Path:
     """Writes index.html, tables/ (Markdown, CSV, JSON, LaTeX; claims as CSV), plots/ (SVG, PNG); returns the page."""
-    (folder / "tables").mkdir(parents=True, exist_ok=True)
     sections = [_section(collected) for collected in collections]
     for section in sections:
         for form, suffix in _FILES:
             path = folder / "tables" / f"{section.key}.{suffix}"
-            path.write_text(forms.render([section.table], form), encoding="utf-8")
+            write_text(path, forms.render([section.table], form))
         if section.table.verdicts:
             path = folder / "tables" / f"{section.key}-claims.csv"
-            path.write_text(forms.claims_csv(section.table), encoding="utf-8")
+            write_text(path, forms.claims_csv(section.table))
         for plot in section.plots:
             plots.save(plot, folder / "plots" / section.key)
     path = folder / "index.html"
-    path.write_text(_page(collections, sections), encoding="utf-8")
+    write_text(path, _page(collections, sections))
     return path
 
 

@@ -20,8 +20,8 @@ from detbench import recipes, runs, workers
 from detbench.engine.run import run_experiment
 from detbench.errors import NonFiniteLoss, RecipeError
 from detbench.recipes import Context
-from detbench.results import DETECTIONS, read_curve, read_detections, read_result
-from detbench.store import CHECKPOINT, ENVIRONMENT, ERROR, STUDENT, WEIGHTS, Store, write_json
+from detbench.results import DETECTIONS, ENVIRONMENT, read_curve, read_detections, read_result
+from detbench.store import CHECKPOINT, ERROR, STUDENT, WEIGHTS, Store, write_json
 
 SMOOTH = (
     "optim.eps=1.0",
