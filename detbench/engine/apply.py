@@ -212,12 +212,17 @@ def draw(found: Sequence[dict[str, Any]], class_names: Sequence[str], folder: Pa
     """Writes each image with its detections into a folder, under the file's own name.
 
     Raises:
-        DataError: two images have the same name, or one can't be written.
+        DataError: two images have the same name, one is in that folder itself, or one can't be written.
     """
     names = [Path(image["file"]).name for image in found]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise DataError(f"{_some(sorted(twice))}: more than one image has this name; predict them one by one")
+    own = [name for image, name in zip(found, names, strict=True) if _is_same(folder / name, image["file"])]
+    if own:
+        raise DataError(
+            f"{folder}: holds the images themselves ({_some(own)}); name another folder for what is drawn"
+        )
     for image, name in zip(found, names, strict=True):
         boxes = [
             Box(tuple(one["box"]), class_names.index(one["class"]), f"{one['class']} {one['score']:.2f}")
@@ -284,6 +289,10 @@ def _batches(trained: Trained, paths: Sequence[Path]) -> Iterator[Batch]:
             matrix=view.matrix,
         )
         yield collate([sample], data.pixels.pad_multiple)
+
+
+def _is_same(path: Path, other: str) -> bool:
+    return path.exists() and path.samefile(other)
 
 
 def _some(names: Sequence[str]) -> str:

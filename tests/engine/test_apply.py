@@ -176,6 +176,21 @@ def test_bad_input_is_named(store, folders, tmp_path):
         apply.draw(found, run.class_names, tmp_path / "out")
 
 
+def test_images_are_not_drawn_over(folders, drawn, tmp_path):
+    image = tmp_path / "own" / "image.png"
+    image.parent.mkdir()
+    image.write_bytes(next((drawn / "images").iterdir()).read_bytes())
+    before = image.read_bytes()
+    found = [{"file": str(image), "width": 64, "height": 64, "detections": []}]
+    (tmp_path / "same").symlink_to(image.parent)
+    for folder in (image.parent, tmp_path / "same"):
+        with pytest.raises(
+            DataError, match=r"holds the images themselves \(image\.png\); name another folder"
+        ):
+            apply.draw(found, trained(folders[0]).class_names, folder)
+    assert image.read_bytes() == before
+
+
 def test_damaged_weights_are_named(folders, tmp_path):
     folder = tmp_path / "runs" / folders[0].parent.name / "0"
     folder.mkdir(parents=True)
