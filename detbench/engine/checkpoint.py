@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import random
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from detbench.core.weights.files import UNREADABLE
 from detbench.errors import StoreError
-from detbench.store import CHECKPOINT, PREVIOUS
+from detbench.store import CHECKPOINT, PREVIOUS, whole_file
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Writes a checkpoint beside the last one, then puts it in its place. Adds all random states."""
-    temporary = folder / f".{CHECKPOINT}.part"
-    with temporary.open("wb") as file:
+    current, new = folder / CHECKPOINT, folder / f".{CHECKPOINT}.new"
+    with whole_file(new) as file:
         torch.save(state | {"random": _random_states()}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    current = folder / CHECKPOINT
     if current.is_file():
         current.replace(folder / PREVIOUS)
-    temporary.replace(current)
+    new.replace(current)
 
 
 def load(folder: Path) -> dict[str, Any] | None:
@@ -41,8 +37,8 @@ def load(folder: Path) -> dict[str, Any] | None:
             continue
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-            errors.append(f"{path}: {error}")
+        except UNREADABLE as error:
+            errors.append(f"{path}: {(str(error).splitlines() or [type(error).__name__])[0]}")
             continue
         _restore_random_states(state.pop("random"))
         return state

@@ -177,7 +177,8 @@ def test_a_killed_run_ends_bit_identical_to_one_never_killed(tmp_path, cache):
     assert_same_to_the_bit(whole.folder, killed.folder, WEIGHTS)
 
 
-def test_a_checkpoint_that_was_cut_off_gives_way_to_the_one_before(tmp_path, cache):
+@pytest.mark.parametrize("damage", ["cut off", "empty", "text", "another pickle"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, cache, damage):
     settings = ("schedule.length=6",)
     whole, hurt = (
         cell_of("quickstart/fcos", Store(tmp_path / name), *settings) for name in ("whole", "hurt")
@@ -185,7 +186,15 @@ def test_a_checkpoint_that_was_cut_off_gives_way_to_the_one_before(tmp_path, cac
     do(whole, cache)
     do(hurt, cache, checkpoint_seconds=0)
     path = hurt.folder / CHECKPOINT
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    whole_bytes = path.read_bytes()
+    path.write_bytes(
+        {
+            "cut off": whole_bytes[: len(whole_bytes) // 2],
+            "empty": b"",
+            "text": b"no checkpoint",
+            "another pickle": b"\x80\x02garbage",
+        }[damage]
+    )
     assert (hurt.folder / PREVIOUS).is_file()
     (hurt.folder / "result.json").unlink()
     do(hurt, cache)

@@ -73,7 +73,7 @@ def read_checkpoint(path: Path, *, entry: str | None = None) -> Checkpoint:
         else:
             with torch.serialization.safe_globals(_HARMLESS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise DataError(_unreadable(path, error)) from None
 
     entries = {name: found for name, value in _items(content) if (found := _tensors(value))}
@@ -123,10 +123,11 @@ class _Arrays(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-_UNREADABLE = (
+UNREADABLE = (
     OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError,
     pickle.UnpicklingError, SafetensorError,
 )  # fmt: skip
+"""What torch's, pickle's and safetensors' readers raise for files that are damaged or of another kind."""
 
 
 def _unreadable(path: Path, error: BaseException) -> str:
