@@ -34,7 +34,6 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="forget what the folder holds")
     parser.add_argument("--evaluations", type=int, help="pause when it has been evaluated so often")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder: Path = arguments.folder
     if arguments.peer is not None:
         return _work(arguments)
@@ -53,6 +52,8 @@ def _work(arguments: argparse.Namespace) -> int:
         request = read_request(folder)
         from detbench.engine.run import run_experiment
 
+        # Not before: out of the middle of an import an interrupt may come as any error.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with _seated(arguments) as device:
             result = run_experiment(
                 read_experiment(request["experiment"], where=str(folder)),

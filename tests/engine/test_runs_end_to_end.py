@@ -214,6 +214,30 @@ def test_an_interrupted_worker_saves_and_says_so(tmp_path, cache):
     assert state["step"] > 0
 
 
+def test_a_worker_that_is_stopped_while_it_starts_has_not_failed(tmp_path):
+    cell = cell_of("quickstart/onenet", Store(tmp_path))
+    # Where C code imports Python code, the interrupt of an import comes out as another error.
+    code = f"""
+import os, runpy, signal, sys, time
+
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == "detbench.engine.run":
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            except KeyboardInterrupt:
+                raise AttributeError("half imported") from None
+
+sys.meta_path.insert(0, Stop())
+sys.argv = ["engine", {str(cell.folder)!r}, "--cache", {str(tmp_path)!r}]
+runpy.run_module("detbench.engine", run_name="__main__")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], check=False)
+    assert ended.returncode == -signal.SIGTERM
+    assert not (cell.folder / ERROR).exists()
+
+
 def test_rows_that_differ_in_the_test_only_train_once(tmp_path):
     store = Store(tmp_path)
     chosen = recipes.select(["date/table6/date-f-12-ep*"])
