@@ -59,16 +59,17 @@ def box_giou(a: Tensor, b: Tensor, *, eps: float) -> Tensor:
     return intersection / union - (enclosing - union) / enclosing
 
 
-def query_iou(a: Tensor, b: Tensor, *, eps: float) -> Tensor:
+def query_iou(a: Tensor, b: Tensor, *, eps: float, least_union: float = 0.0) -> Tensor:
     """(...) IoU of boxes that broadcast against each other, as query detectors have it ("Two IoU conventions").
 
     Args:
         a: (..., 4) xyxy, normalised.
         b: (..., 4) xyxy, normalised.
-        eps: added to the union, which counts as at least 1e-6 (mmdetection's clamp, which an `eps` of 1e-6 implies).
+        eps: added to the union.
+        least_union: what the union counts as at least.
     """
     intersection, union = _intersection_and_union(a, b)
-    return intersection / (union + eps).clamp(min=1e-6)
+    return intersection / (union + eps).clamp(min=least_union)
 
 
 def query_giou(a: Tensor, b: Tensor, *, eps: float) -> Tensor:

@@ -103,23 +103,25 @@ def test_the_rank_is_the_number_of_better_pairs_in_the_bag() -> None:
 
 
 def test_qualities_below_the_floor_rank_by_the_number_of_the_query_as_in_the_released_code() -> None:
-    """Four queries of one object in the order that the cheapest copies take them; q = IoU (spec 4.2).
+    """Five queries of one object, in an order that copies may take them in; q = IoU (spec 4.2).
 
-    Query 3 has IoU 0.5. The others are bounded to 0.01: query 0 (0), query 1 (0.008), query 2 (0).
+    Query 3 has IoU 0.5, query 4 0.0104. The others are bounded to 0.01: queries 0 and 2 miss, query 1 has 0.0098.
     """
     targets = Targets.of([torch.tensor([0])], [torch.tensor([[0.0, 0, 50, 50]])], [(100, 100)])
-    boxes = torch.tensor([
-        [0.8, 0.8, 0.2, 0.2], [0.02, 0.05, 0.04, 0.05], [0.7, 0.8, 0.2, 0.2], [0.125, 0.25, 0.25, 0.5],
-    ])  # fmt: skip
-    predictions = QueryPredictions(torch.zeros(1, 4, 1), boxes[None])
-    taken = torch.tensor([2, 1, 0, 3])
-    matches = Matches(torch.zeros(4, dtype=torch.int64), taken, torch.zeros(4, dtype=torch.int64))
+    corners = (
+        torch.tensor([[80.0, 80, 90, 90], [0, 0, 5, 4.9], [70, 80, 90, 90], [0, 0, 25, 50], [0, 0, 5.2, 5]])
+        / 100
+    )
+    boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
+    predictions = QueryPredictions(torch.zeros(1, 5, 1), boxes[None])
+    taken, first = torch.tensor([2, 1, 0, 4, 3]), torch.zeros(5, dtype=torch.int64)
+    matches = Matches(first, taken, first)
     quality = alignment_quality(QuerySupervision(predictions, targets, matches), alpha=0.0, iou_eps=0.0)
-    assert quality.tolist() == pytest.approx([0, 0.008, 0, 0.5])
+    assert quality.tolist() == pytest.approx([0, 0.0098, 0, 0.0104, 0.5], rel=1e-4)
 
     rule = Rank(quality_alpha=0.0, tau=1 / math.log(2), iou_eps=0.0)
     weights = rank_weights(rule, predictions, targets, matches)
-    assert weights.tolist() == pytest.approx([1 / 8, 1 / 4, 1 / 2, 1])
+    assert weights.tolist() == pytest.approx([1 / 16, 1 / 8, 1 / 4, 1 / 2, 1])
 
 
 def test_a_quality_below_the_floor_counts_as_the_floor() -> None:

@@ -20,10 +20,10 @@ from soft_targets import (
 from torch import Tensor
 
 from detbench.core.assign.query_hungarian import query_cost
-from detbench.core.boxes import cxcywh_to_xyxy, query_iou
-from detbench.core.losses.quality import quality_focal, soft_cross_entropy
+from detbench.core.boxes import cxcywh_to_xyxy
+from detbench.core.losses.quality import matched_iou, quality_focal, soft_cross_entropy
 from detbench.core.postprocess import with_quality
-from detbench.core.types import QueryPredictions
+from detbench.core.types import QueryPredictions, Targets
 from detbench.parts.assigners import QueryHungarian
 from detbench.parts.losses import IouQuality, PositionSupervised, QualityFocal, Varifocal
 from detbench.parts.test import TopK
@@ -43,9 +43,12 @@ def test_quality_focal_loss_is_the_sum_over_its_entries() -> None:
         assert QualityFocal(beta=beta)(supervision).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_an_iou_without_epsilon_counts_unions_as_a_millionth_of_the_image_at_least() -> None:
-    boxes = torch.tensor([[0.1, 0.1, 0.1005, 0.1005], [0.3, 0.3, 0.3, 0.3], [0.2, 0.2, 0.4, 0.4]])
-    assert query_iou(boxes, boxes, eps=0.0).tolist() == pytest.approx([0.25, 0.0, 1.0], rel=1e-4)
+def test_an_iou_target_without_epsilon_counts_unions_as_a_millionth_of_the_image_at_least() -> None:
+    corners = torch.tensor([[100.0, 100, 100.5, 100.5], [300, 300, 300, 300], [200, 200, 400, 400]])
+    targets = Targets.of([torch.zeros(3, dtype=torch.int64)], [corners], [(1000, 1000)])
+    predictions = QueryPredictions(torch.zeros(1, 3, 1), targets.cxcywh[None])
+    supervision = matched_in_turn(predictions, targets, copies=1)
+    assert matched_iou(supervision, eps=0.0).tolist() == pytest.approx([0.25, 0.0, 1.0], rel=1e-4)
 
 
 def test_varifocal_loss_is_the_sum_over_its_entries() -> None:
@@ -64,6 +67,14 @@ def test_varifocal_loss_is_the_sum_over_its_entries() -> None:
 
     expected = class_loss_entry_by_entry(supervision, positive, negative)
     assert Varifocal()(supervision).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_varifocal_loss_weighs_a_pair_by_its_iou_however_small() -> None:
+    targets = Targets.of([torch.tensor([0])], [torch.tensor([[0.0, 0, 50, 50]])], [(100, 100)])
+    predictions = QueryPredictions(torch.zeros(1, 1, 1), torch.tensor([[[0.025, 0.025, 0.05, 0.05]]]))
+    supervision = matched_in_turn(predictions, targets, copies=1)
+    # IoU 0.01; the cross-entropy of a probability of one half is ln 2 whatever the target.
+    assert Varifocal(iou_eps=0.0)(supervision).item() == pytest.approx(0.01 * math.log(2), rel=1e-4)
 
 
 def test_position_supervised_loss_is_the_sum_over_its_entries() -> None:

@@ -248,3 +248,13 @@ def test_a_batch_without_objects_has_no_pairs() -> None:
     matches = QueryIou()(predictions_at(anchors, num_layers=2), targets_of([], []).repeat(2))
     assert as_pairs(matches) == []
     assert matches.image_idx.dtype == matches.pred_idx.dtype == matches.target_idx.dtype == torch.int64
+
+
+def test_the_overlap_of_the_smallest_boxes_has_no_epsilon() -> None:
+    """An object of a quarter of a millionth of the image, candidates with IoU 1 and 0.64 ("Two IoU conventions")."""
+    tiny = [(0.5, 0.5, 0.5005, 0.5005)]
+    anchors = torch.tensor([[[0.5, 0.5, 0.5005, 0.5005], [0.5, 0.5, 0.5004, 0.5004], [0.2, 0.2, 0.4, 0.4]]])
+    matches = QueryIou(positive=0.6, low_quality="none", most_positive=1.0)(
+        predictions_at(anchors), targets_of(tiny)
+    )
+    assert matches.pred_idx.tolist() == [0, 1]

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
 
 def matched_iou(supervision: QuerySupervision, *, eps: float) -> Tensor:
-    """(K,) IoU of each pair's boxes, `eps` added to the union; no gradient."""
+    """(K,) IoU of each pair's boxes, `eps` added to the union, which counts as at least 1e-6; no gradient.
+
+    The bound is mmdetection's; with an epsilon of 1e-6, detrex's, it never takes hold.
+    """
     # Not under no_grad: the supervision keeps what it gathers, and the box losses want its gradient.
     pred, target = supervision.normalised("xyxy")
-    return query_iou(pred.detach(), target, eps=eps)
+    return query_iou(pred.detach(), target, eps=eps, least_union=1e-6)
 
 
 def quality_focal_of(supervision: QuerySupervision, *, beta: float, iou_eps: float) -> Tensor:
