@@ -72,6 +72,16 @@ def test_a_positive_stays_near_its_object_and_a_negative_does_not():
     assert (boxes[:, 1, :, 2:] < 0).any()  # a negative's corners may change places
 
 
+def test_noise_does_not_take_a_corner_out_of_the_image():
+    boxes = torch.tensor([[0.0, 0, 100, 100], [900.0, 900, 1000, 1000]])
+    targets = Targets.of([torch.tensor([0, 1])], [boxes], [(1000, 1000)])
+    torch.manual_seed(0)
+    _, noisy = noisy_objects(targets, 50, num_classes=3, label_noise=0.5, box_noise=1.0)
+    corners = torch.cat([noisy[..., :2] - noisy[..., 2:] / 2, noisy[..., :2] + noisy[..., 2:] / 2], -1)
+    assert corners.min() == pytest.approx(0, abs=1e-6)
+    assert corners.max() == pytest.approx(1, abs=1e-6)
+
+
 def test_labels_are_redrawn_with_half_the_label_noise():
     targets = some_objects((40,), seed=0)
     torch.manual_seed(0)
