@@ -617,6 +617,26 @@ def test_a_file_that_was_cut_off_is_refused(
         bring_in(path, checkpoint[1])
 
 
+@pytest.mark.parametrize("content", [b"hello", b"\x80\x02garbage"])
+def test_what_is_no_pickle_is_refused_without_advice_to_read_it_unchecked(
+    content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.pth: can't be read as a checkpoint \(no whole pickle\)"):
+        bring_in(tmp_path / "x.pth", experiment_of(DETR_ROW))
+
+
+def test_weights_that_are_not_finite_are_refused(checkpoint: tuple[Path, Experiment], tmp_path: Path) -> None:
+    def change(state: State) -> None:
+        state["class_embed.0.bias"][2] = torch.nan
+
+    path = changed(checkpoint, tmp_path / "x.pth", change)
+    with pytest.raises(
+        DataError, match=r"2 tensors with NaN or infinite values \(class_embed\.0\.bias, "
+    ):
+        bring_in(path, checkpoint[1], class_names=list("abcde"))
+
+
 def test_entries_without_weights_and_unknown_ones_are_named(tmp_path: Path) -> None:
     experiment = experiment_of(DETR_ROW)
     torch.save({"student": {"a": torch.zeros(1)}, "step": 3}, tmp_path / "x.pth")

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from detbench.core.weights.layout import some
 from detbench.errors import DataError
 
 _ENTRIES = ("model", "state_dict")
@@ -59,7 +60,7 @@ def read_checkpoint(path: Path, *, entry: str | None = None) -> Checkpoint:
         entry: which entry to take; None for "model" or "state_dict".
 
     Raises:
-        DataError: there is no such file, it can't be read without running code, or it holds no weights.
+        DataError: there is no such file, it can't be read without running code, or it holds no weights or NaN.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected a .safetensors, .pth, .bin or .pkl checkpoint.")
@@ -92,6 +93,12 @@ def read_checkpoint(path: Path, *, entry: str | None = None) -> Checkpoint:
     tensors = own if entry is None else entries[entry]
     if not tensors:
         raise DataError(f"{path}: holds no parameters; expected a dict of tensors by name.")
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise DataError(
+            f"{path}: has {some('tensors with NaN or infinite values', broken)}; take a file from before that "
+            "training broke down, or a whole copy."
+        )
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return Checkpoint(
@@ -138,8 +145,13 @@ def _unreadable(path: Path, error: BaseException) -> str:
             f"{path}: holds a {refused[1]} beside its weights, which may run code when it is read, so it isn't; "
             "save the weights alone, as a dict of tensors."
         )
-    reason = str(error).splitlines() or [type(error).__name__]
-    return f"{path}: can't be read as a checkpoint ({reason[0]}); it may be cut off, or of another kind."
+    if isinstance(
+        error, LookupError | pickle.UnpicklingError
+    ):  # which says nothing, or to read it without checks
+        reason = "no whole pickle"
+    else:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{path}: can't be read as a checkpoint ({reason}); it may be cut off, or of another kind."
 
 
 def _items(content: Any) -> list[tuple[str, Any]]:
