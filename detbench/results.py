@@ -40,7 +40,7 @@ class Result:
         seconds: "train" and "test", wall time without start-up.
         data: "fingerprint", "name", "num_train", "num_val", "num_classes", "drawn" (bool), and with a teacher
             "num_unlabelled".
-        environment: versions, hardware, threads, device.
+        environment: versions, hardware, threads, device; "weights_sha256" of the file that training started from.
         commit: of detbench's clone; "" outside one. `environment["code"]` tells changed files too.
         weights_from: "" or the run ("digest/seed") whose training this test used.
         finished: ISO time, UTC.

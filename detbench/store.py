@@ -211,7 +211,7 @@ def finish(folder: Path, result: Any) -> None:
     """Writes a run's result, a plain tree, with which it is finished; before it the checksums of all its files."""
     text = _json(result)
     kept = (CURVE, DETECTIONS, ENVIRONMENT, WEIGHTS, STUDENT, CHECKPOINT, PREVIOUS)
-    sums = {name: _sha256_of(folder / name) for name in kept if (folder / name).is_file()}
+    sums = {name: sha256_of(folder / name) for name in kept if (folder / name).is_file()}
     write_text(folder / CHECKSUMS, _sums_text(sums | {RESULT: _sha256(text)}))
     write_text(folder / RESULT, text)
 
@@ -232,7 +232,7 @@ def changed_files(folder: Path) -> dict[str, str]:
     for name, digest in recorded.items():
         if not (folder / name).is_file():
             changed[name] = "missing"
-        elif _sha256_of(folder / name) != digest:
+        elif sha256_of(folder / name) != digest:
             changed[name] = "changed since the run finished (sha256)"
     return changed
 
@@ -320,7 +320,8 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _sha256_of(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

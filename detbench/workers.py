@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from detbench.errors import RecipeError, RunFailed
 from detbench.results import read_environment, read_result
 from detbench.runs import Cell, request
-from detbench.store import ERROR, HELD, LOG, PAUSED, Store, forget_ending
+from detbench.store import ERROR, HELD, LOG, PAUSED, Store, forget_ending, sha256_of
 
 # Variables by which somebody says how idle OpenMP threads are to wait.
 _WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
@@ -108,7 +109,8 @@ def execute(
 
     Raises:
         RunFailed: `device` names no device.
-        RecipeError: a batch can't be shared evenly by so many processes; or they can't be had.
+        RecipeError: a batch can't be shared evenly by so many processes; or they can't be had; or a file of weights
+            isn't there, or isn't what a run of the same name started from.
         KeyboardInterrupt: the user stopped it, or stopped a worker; the others have saved their state.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
@@ -185,6 +187,21 @@ def _require_shares(cells: Iterable[Cell], number: int) -> None:
         raise RecipeError(sorted(problems))
 
 
+def _require_weights(cells: Iterable[Cell]) -> None:
+    """Refuses experiments that start from a file which isn't there.
+
+    Raises:
+        RecipeError: there are such; all of them are named.
+    """
+    problems = {
+        f"{cell.label}: starts from {file}: no such file"
+        for cell in cells
+        if (file := cell.experiment.weights_file) is not None and not file.is_file()
+    }
+    if problems:
+        raise RecipeError(sorted(problems))
+
+
 class _Batch:
     """The state of one `execute`: what waits, what is at work, what has ended."""
 
@@ -202,6 +219,8 @@ class _Batch:
         self.trained_here: set[tuple[str, int]] = set()
         self.next_look = 0.0
         _require_shares(self.todo, processes or 1)
+        _require_weights(self.todo)
+        self._require_same_weights(cells)
         self._require_number_begun_with()
 
     def start_what_can(self, jobs: int) -> None:
@@ -262,6 +281,25 @@ class _Batch:
             for cell, numbers in begun.items()
             if numbers is not None and self.processes not in (None, numbers[0])
         ]
+        if problems:
+            raise RecipeError(problems)
+
+    def _require_same_weights(self, cells: Iterable[Cell]) -> None:
+        """Refuses a file of weights that changed since a run of the same name started from it."""
+        sha256 = cache(sha256_of)
+        problems = []
+        for cell in cells:
+            file = cell.experiment.weights_file
+            if file is None or cell in self.forced or not file.is_file():
+                continue
+            trained = self.store.trained(cell.training_digest, cell.seed)
+            for folder in dict.fromkeys([cell.folder, trained or cell.folder]):
+                before = (read_environment(folder) or {}).get("weights_sha256")
+                if before not in (None, sha256(file)):
+                    problems.append(
+                        f"{cell.label}, seed {cell.seed}: {file} isn't what {folder} started from (its SHA-256 was "
+                        f"{before}). Give the new file another name, or start anew with --force"
+                    )
         if problems:
             raise RecipeError(problems)
 

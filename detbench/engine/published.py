@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from detbench import __version__
 from detbench.core.detectors import Detector
@@ -24,6 +23,7 @@ from detbench.errors import DataError, RecipeError
 from detbench.parts.detectors import untrained
 from detbench.parts.experiment import Experiment, read_experiment
 from detbench.parts.part import closest, plain
+from detbench.store import sha256_of, whole_file
 
 LAYOUTS = {layout.name: layout for layout in (*detectors.LAYOUTS, *resnets.LAYOUTS)}
 """Every code base whose names are known, by the name the command line gives it."""
@@ -89,6 +89,7 @@ def import_weights(
         DataError: the file can't be read, isn't that detector's, or doesn't say its classes.
         RecipeError: the file is the detector's, but the code it is from computes otherwise than the experiment; or
             there is no such layout.
+        StoreError: the file can't be written.
     """
     if out.suffix != ".safetensors":
         raise RecipeError(f"{out}: weights are written as .safetensors; choose a name that ends so")
@@ -101,17 +102,12 @@ def import_weights(
     about = {
         "version": __version__,
         "layout": reading.layout.name,
-        "source_sha256": _sha256(source),
+        "source_sha256": sha256_of(source),
         "class_names": list(names),
         "experiment": plain(experiment),
     }
-    temporary = out.with_name(f".{out.name}.part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(reading.tensors, temporary, metadata={_KEY: json.dumps(about)})
-        temporary.replace(out)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{out}: can't be written ({error}).") from None
+    with whole_file(out) as file:
+        file.write(save(reading.tensors, metadata={_KEY: json.dumps(about)}))
     return Imported(
         source=str(source),
         source_sha256=about["source_sha256"],
@@ -120,7 +116,7 @@ def import_weights(
         entry=checkpoint.entry,
         other_entries=checkpoint.other_entries,
         file=str(out),
-        sha256=_sha256(out),
+        sha256=sha256_of(out),
         tensors=len(reading.tensors),
         parameters=sum(tensor.numel() for tensor in reading.tensors.values()),
         class_names=names,
@@ -305,8 +301,3 @@ def _same(value: Any, allowed: object) -> bool:
 
 def _as_override(value: object) -> str:
     return json.dumps(list(value) if isinstance(value, tuple) else value)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -30,7 +30,7 @@ from detbench.parts.data import Drawn
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import plain
 from detbench.results import DETECTIONS, ENVIRONMENT, Result
-from detbench.store import finish, forget, write_json
+from detbench.store import finish, forget, sha256_of, write_json
 
 
 def run_experiment(
@@ -83,6 +83,8 @@ def run_experiment(
         )
     require_measurable(data, experiment.test.metrics)
     environment = machine.describe(chosen, threads=threads)
+    if experiment.weights_file is not None:
+        environment["weights_sha256"] = sha256_of(experiment.weights_file)
     if process_index() == 0:
         if fresh:
             forget(folder)

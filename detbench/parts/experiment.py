@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from detbench.errors import RecipeError
@@ -71,6 +72,16 @@ class Experiment:
     teacher: Teacher | None = None
     first_stage: FirstStage | None = None
     weights: str | None = None
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file that training starts from: the identity has its path, each run's environment what it held."""
+        backbone = self.detector.backbone
+        if self.weights is not None:
+            return Path(self.weights)
+        if backbone.kind != "resnet" or backbone.weights in ("none", "torchvision"):
+            return None
+        return Path(backbone.weights)
 
     @property
     def shares(self) -> int:

@@ -32,6 +32,7 @@ from published_names import (
     official_from_ours,
     official_from_transformers,
 )
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -631,9 +632,7 @@ def test_weights_that_are_not_finite_are_refused(checkpoint: tuple[Path, Experim
         state["class_embed.0.bias"][2] = torch.nan
 
     path = changed(checkpoint, tmp_path / "x.pth", change)
-    with pytest.raises(
-        DataError, match=r"2 tensors with NaN or infinite values \(class_embed\.0\.bias, "
-    ):
+    with pytest.raises(DataError, match=r"2 tensors with NaN or infinite values \(class_embed\.0\.bias, "):
         bring_in(path, checkpoint[1], class_names=list("abcde"))
 
 
@@ -820,6 +819,41 @@ def test_a_run_starts_from_an_imported_detector(imported: Path, published: tuple
     for name, tensor in wanted.items():
         if not name.startswith("backbone."):  # whose norms count their own statistics
             torch.testing.assert_close(trained[name], tensor)
+
+
+def test_a_file_that_changed_since_a_run_started_from_it_is_refused(
+    imported: Path, published: tuple[Store, Path, Path], tmp_path: Path
+) -> None:
+    store, file = Store(tmp_path / "runs"), tmp_path / "mine.safetensors"
+
+    def go(*overrides: str, force: bool = False) -> Any:
+        context = Context("smoke", overrides=(*SMOKE, f"weights={file}", *overrides))
+        cells = runs.plan(select([FORMS["two_stage"]]), context, seeds=[0], store=store)
+        outcomes = execute(cells, store=store, threads=1, force=force)
+        assert all(outcome.state == "finished" for outcome in outcomes)
+        return read_result(cells[0].folder)
+
+    with pytest.raises(RecipeError, match=r"50 ep: starts from .*mine\.safetensors: no such file"):
+        go()
+    file.write_bytes(imported.read_bytes())
+    before = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert go().environment["weights_sha256"] == before
+    borrowed = go("test.postprocess.keep=50")  # another test of the same training
+    assert borrowed.weights_from
+    file.unlink()
+    go()  # finished: the file isn't needed any more
+
+    save_file({name: tensor + 1 for name, tensor in load_file(imported).items()}, file, about(imported))
+    for overrides in ((), ("test.postprocess.keep=50",), ("test.postprocess.keep=20",)):
+        with pytest.raises(RecipeError, match=rf"isn't what .* started from \(its SHA-256 was {before}\)"):
+            go(*overrides)
+    assert go(force=True).environment["weights_sha256"] != before
+
+
+def about(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        found: dict[str, str] = file.metadata()
+    return found
 
 
 def test_class_heads_start_anew_for_other_classes(imported: Path) -> None:
