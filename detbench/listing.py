@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ from detbench.store import Store, state_of
 
 if TYPE_CHECKING:
     from detbench.data.check import Report
+
+# Of findings that have something in common so many are shown.
+_OF_A_KIND = 10
 
 Chosen = Sequence[tuple[Recipe, Sequence[Row]]]
 
@@ -256,9 +260,16 @@ def show_pairs(tree: dict[str, Any]) -> None:
 
 
 def show_check(found: Report) -> None:
-    """What a check of a data folder found."""
+    """What a check of a data folder found; of many findings of a kind the first ones and their number."""
+    shown: Counter[str] = Counter()
+    number = Counter(finding.kind for finding in found.findings)
     for finding in found.findings:
-        print(f"{finding.severity}: {finding.where}: {finding.what}. {finding.advice}".rstrip())
+        shown[finding.kind] += 1
+        if not finding.kind or shown[finding.kind] <= _OF_A_KIND:
+            print(f"{finding.severity}: {finding.where}: {finding.what}. {finding.advice}".rstrip())
+        elif shown[finding.kind] == number[finding.kind]:
+            left = number[finding.kind] - _OF_A_KIND
+            print(f"{finding.severity}: {finding.kind}: {left} more; --json lists all.")
     for line in found.summary_lines():
         print(line)
 

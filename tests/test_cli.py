@@ -207,6 +207,19 @@ def test_data_with_errors_is_one_json_document_with_the_findings(tmp_path):
     assert [finding["severity"] for finding in tree["findings"]].count("error") == 1
 
 
+def test_many_findings_of_a_kind_are_shown_in_part_and_listed_whole_as_json(tmp_path):
+    folder = tmp_path / "shapes"
+    assert detbench("data", "make", str(folder), "--size", "64", "--train", "9", "--val", "7").returncode == 0
+    for image in folder.glob("images/*"):
+        image.unlink()
+    (folder / "images" / "other.png").touch()
+    lines = detbench("data", "check", str(folder)).stdout.splitlines()
+    assert sum("no such image file" in line for line in lines) == 10
+    assert f"error: {folder}/images: images that can't be read: 6 more; --json lists all." in lines
+    tree = json.loads(detbench("data", "check", str(folder), "--json").stdout)
+    assert sum("no such image file" in finding["what"] for finding in tree["findings"]) == 16
+
+
 def test_a_table_with_rows_that_never_run_can_be_shown_as_json():
     outcome = CliRunner().invoke(app, ["show", "date/table1", "match-free/table2", "date/table4", "--json"])
     assert outcome.exit_code == 0, outcome.output

@@ -22,6 +22,9 @@ from detbench.parts.data import CrowdHuman, Data, source_in
 # Annotators and rounding leave boxes a little outside; only beyond this many pixels it is worth a word.
 _SLACK = 1.0
 
+# A share of boxes that reach out of their image which no care of annotators explains.
+_MANY = 0.2
+
 # Thresholds of NMS in use: torchvision's and mmdetection's FCOS and RetinaNet; DeFCN's.
 _NMS_THRESHOLDS = (0.5, 0.6)
 
@@ -53,12 +56,14 @@ class Finding:
         where: file and record.
         what: what was found.
         advice: what to do, or what is done with it; may be empty.
+        kind: what it has in common with others that may be many; empty where it stands for itself.
     """
 
     severity: Literal["error", "warning", "note"]
     where: str
     what: str
     advice: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,10 @@ def check(root: Path, *, splits: Sequence[str] = SPLITS) -> Report:
         except DataError as error:
             findings.append(Finding("error", str(path), _what(error, path)))
             continue
-        findings += [Finding("error", f"{path}: {p.record}", p.what) for p in problems]
+        findings += [
+            Finding("error", f"{path}: {p.record}", p.what, kind=f"{path}: records at fault")
+            for p in problems
+        ]
         findings += _odd_boxes(read[split], whole_bodies=isinstance(source, CrowdHuman))
         findings += _odd_images(read[split])
         findings += _odd_files(read[split], layout[split].images)
@@ -159,15 +167,32 @@ def _odd_boxes(a: Annotations, *, whole_bodies: bool) -> Iterator[Finding]:
         whole_bodies: boxes are meant to go on where a body leaves the image.
     """
     limits = np.stack([a.widths, a.heights], axis=1)[a.image_idx]
+    fractions = len(a.boxes) > 0 and bool((a.boxes <= 1).all())
+    if fractions:
+        yield Finding(
+            "error",
+            str(a.path),
+            "no box reaches beyond the first pixel: they look like fractions of the image's sides",
+            "Write bbox in pixels: left, top, width, height.",
+        )
     low, sides = a.boxes[:, :2], a.boxes[:, 2:]
     high = low + sides
     degenerate = (sides <= 0).any(axis=1)
-    thin = ~degenerate & (sides < Data.min_box_side).any(axis=1)
+    thin = ~degenerate & (sides < Data.min_box_side).any(axis=1) & (not fractions)
     outside = ~degenerate & ((high <= 0) | (low >= limits)).any(axis=1)
     beyond = ~degenerate & ~outside & ((low < -_SLACK) | (high > limits + _SLACK)).any(axis=1)
     if whole_bodies and beyond.any():
         what = f"{beyond.sum()} boxes go on beyond their image, as boxes of whole bodies do"
         yield Finding("note", str(a.path), what, "Training and CrowdHuman's metrics clip them.")
+        beyond = np.zeros_like(beyond)
+    if beyond.sum() > _MANY * len(beyond) and (sides > low).all() and (sides <= limits + _SLACK).all():
+        yield Finding(
+            "warning",
+            str(a.path),
+            f"{beyond.sum()} of {len(beyond)} boxes reach out of their image, and of all boxes the last two "
+            "numbers are the greater ones: they look like corners",
+            "bbox is left, top, width, height; `detbench data view` shows whether they fit.",
+        )
         beyond = np.zeros_like(beyond)
     _, first = np.unique(np.column_stack([a.image_idx, a.labels, a.boxes]), axis=0, return_index=True)
     repeated = np.ones(len(a.labels), dtype=bool)
@@ -183,7 +208,11 @@ def _odd_boxes(a: Annotations, *, whole_bodies: bool) -> Iterator[Finding]:
         for i in np.flatnonzero(odd):
             box = ", ".join(f"{v:g}" for v in a.boxes[i])
             yield Finding(
-                "warning", f"{a.path}: annotation {a.annotation_ids[i]}", f"bbox [{box}] {what}", advice
+                "warning",
+                f"{a.path}: annotation {a.annotation_ids[i]}",
+                f"bbox [{box}] {what}",
+                advice,
+                kind=f"{a.path}: a bbox that {what}",
             )
     absent = [name for name, n in zip(a.category_names, _per_class(a), strict=True) if not n]
     if absent:
@@ -228,7 +257,11 @@ def _odd_images(a: Annotations) -> Iterator[Finding]:
     for name, count in Counter(_names(a)).items():
         if count > 1:
             yield Finding(
-                "warning", f"{a.path}: {name}", f"{count} image records name this file", "Merge them."
+                "warning",
+                f"{a.path}: {name}",
+                f"{count} image records name this file",
+                "Merge them.",
+                kind=f"{a.path}: files named by several image records",
             )
 
 
@@ -248,7 +281,7 @@ def _odd_files(a: Annotations, folder: Path) -> Iterator[Finding]:
         for index, found in enumerate(pool.map(looked_at, range(a.num_images))):
             name = a.file_name(index)
             if isinstance(found, str):
-                yield Finding("error", str(folder / name), found)
+                yield Finding("error", str(folder / name), found, kind=f"{folder}: images that can't be read")
                 continue
             for trait in found:
                 having[trait].append(name)
@@ -269,7 +302,11 @@ def _odd_splits(train: Annotations, val: Annotations, layout: Layout) -> Iterato
     if layout.train.images == layout.val.images:
         for name in sorted(set(_names(train)) & set(_names(val))):
             yield Finding(
-                "warning", f"{val.path}: {name}", "is a training image too", "What it scores says little."
+                "warning",
+                f"{val.path}: {name}",
+                "is a training image too",
+                "What it scores says little.",
+                kind=f"{val.path}: training images",
             )
 
 

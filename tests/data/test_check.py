@@ -88,6 +88,36 @@ def test_odd_boxes_are_warnings(root):
     ]
 
 
+def boxes(*rows):
+    """A validation file with these boxes in its two images of 64 x 48 pixels."""
+    content = several("b", 2)
+    content["annotations"] = [annotation(i, 1, 1, bbox=row) for i, row in enumerate(rows, 1)]
+    return content
+
+
+def test_boxes_in_fractions_of_the_image_are_one_error(root):
+    fractions = boxes([0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 1.0, 1.0], [0.5, 0.5, 0.25, 0.5])
+    write_json(root / "annotations/instances_val.json", fractions)
+    (severity, where, what), *notes = found(root)
+    assert {kind for kind, _, _ in notes} == {"note"}
+    assert (severity, where) == ("error", "annotations/instances_val.json")
+    assert "fractions" in what
+
+
+def test_boxes_given_by_their_corners_are_one_warning(root):
+    corners = boxes([5, 5, 20, 20], [40, 30, 60, 45], [30, 10, 64, 48])
+    write_json(root / "annotations/instances_val.json", corners)
+    (severity, where, what), *notes = found(root)
+    assert {kind for kind, _, _ in notes} == {"note"}
+    assert (severity, where) == ("warning", "annotations/instances_val.json")
+    assert what.startswith("2 of 3 boxes") and what.endswith("corners")
+
+
+def test_boxes_that_reach_out_but_are_no_corners_are_told_one_by_one(root):
+    write_json(root / "annotations/instances_val.json", boxes([60, 30, 30, 10], [30, 10, 64, 48]))
+    assert [severity for severity, _, _ in found(root)].count("warning") == 2
+
+
 def test_odd_images_and_classes_are_told(root):
     content = several("b", 2)
     content["images"] += [image(3, "b2.png", *(content["images"][1][k] for k in ("width", "height")))]
