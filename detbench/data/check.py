@@ -185,11 +185,11 @@ def _odd_boxes(a: Annotations, *, whole_bodies: bool) -> Iterator[Finding]:
         what = f"{beyond.sum()} boxes go on beyond their image, as boxes of whole bodies do"
         yield Finding("note", str(a.path), what, "Training and CrowdHuman's metrics clip them.")
         beyond = np.zeros_like(beyond)
-    if beyond.sum() > _MANY * len(beyond) and (sides > low).all() and (sides <= limits + _SLACK).all():
+    if beyond.sum() > _MANY * len(a.boxes) and (sides > low).all() and (sides <= limits + _SLACK).all():
         yield Finding(
             "warning",
             str(a.path),
-            f"{beyond.sum()} of {len(beyond)} boxes reach out of their image, and of all boxes the last two "
+            f"{beyond.sum()} of {len(a.boxes)} boxes reach out of their image, and of all boxes the last two "
             "numbers are the greater ones: they look like corners",
             "bbox is left, top, width, height; `detbench data view` shows whether they fit.",
         )
