@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from detbench.core.weights.files import UNREADABLE
 from detbench.errors import StoreError
@@ -45,6 +48,20 @@ def load(folder: Path) -> dict[str, Any] | None:
     if errors:
         raise StoreError("no checkpoint can be read; start afresh with --force\n" + "\n".join(errors))
     return None
+
+
+def weights_of(path: Path) -> dict[str, Tensor]:
+    """The weights that a finished run left in a file.
+
+    Raises:
+        StoreError: the file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"{path}: can't be used as the run's weights ({str(error).splitlines()[0]}); run it again with --force"
+        ) from None
 
 
 def _random_states() -> dict[str, Any]:

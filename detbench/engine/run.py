@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from detbench.core.detectors import Detector
 from detbench.core.distributed import process_index
 from detbench.data.dataset import OpenData, open_data
-from detbench.engine import machine
+from detbench.engine import checkpoint, machine
 from detbench.engine.cost import costs_of
 from detbench.engine.evaluate import (
     detect,
@@ -108,7 +108,7 @@ def run_experiment(
             return None
     else:
         for file, model in trainer.results.items():
-            model.load_state_dict(load_file(weights_from / file, device=str(chosen)))
+            model.load_state_dict(checkpoint.weights_of(weights_from / file))
 
     started = time.perf_counter()
     table = detect(trainer.tested_model, experiment, data, device=chosen, workers=workers)

@@ -14,7 +14,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -74,7 +73,7 @@ class Trainer:
         else:
             model = start_from(Path(experiment.weights), experiment, data.class_names)
         if experiment.init is not None and init_from is not None:
-            take_over(model, load_file(init_from / WEIGHTS), experiment.init.modules)
+            take_over(model, checkpoint.weights_of(init_from / WEIGHTS), experiment.init.modules)
         self.model = model.to(device).to(memory_format=torch.channels_last)
         kind = Supervised if experiment.teacher is None else Taught
         self.objective: Objective[Any] = kind(

@@ -16,7 +16,7 @@ from smoke_runs import assert_same_to_the_bit, cell_of, do, train_with_kills, wo
 from detbench import recipes, runs, workers
 from detbench.data.truth import ground_truth
 from detbench.engine import machine
-from detbench.errors import NonFiniteLoss, RunFailed
+from detbench.errors import NonFiniteLoss, RunFailed, StoreError
 from detbench.metrics import pycoco
 from detbench.parts.experiment import Experiment
 from detbench.recipe_text import Row
@@ -250,6 +250,18 @@ def test_rows_that_differ_in_the_test_only_train_once(tmp_path):
     assert sorted(map(bool, borrowed)) == [False, True]
     a, b = (load_file(cell.folder / WEIGHTS) for cell in cells)
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_weights_that_another_test_would_borrow_are_named_when_they_are_damaged(tmp_path, cache):
+    cells = runs.plan(
+        recipes.select(["date/table6/date-f-12-ep*"]), Context("smoke"), seeds=[0], store=Store(tmp_path)
+    )
+    do(cells[0], cache)
+    path = cells[0].folder / WEIGHTS
+    for damage in (lambda: path.write_bytes(path.read_bytes()[:-100]), path.unlink):
+        damage()
+        with pytest.raises(StoreError, match=rf"{path}: can't be used as the run's weights .* with --force"):
+            do(cells[1], cache, weights_from=cells[0].folder)
 
 
 def test_a_finished_run_is_not_run_again_unless_forced(tmp_path):
