@@ -61,7 +61,7 @@ class Launch:
 def launched() -> Launch | None:
     """How torchrun, or what sets its variables as well, started this process among others; None if it didn't."""
     told = os.environ
-    if int(told.get("WORLD_SIZE", 1)) == 1 or "MASTER_ADDR" not in told:
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= told.keys() or told["WORLD_SIZE"] == "1":
         return None
     return Launch(
         index=int(told["RANK"]),

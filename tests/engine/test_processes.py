@@ -246,6 +246,12 @@ def test_several_processes_take_a_gpu_each(tmp_path: Path) -> None:
         workers.execute([], store=Store(tmp_path), processes=2, device="cuda:1")
 
 
+def test_half_of_torchruns_variables_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert workers.launched() is None  # as in a cluster's job of one command, which no torchrun started
+
+
 @pytest.mark.parametrize(
     ("options", "message"), [({"jobs": 2}, "side by side"), ({"processes": 3}, "started 2")]
 )
