@@ -281,7 +281,8 @@ RIVALS["PSL + PMC"] = (*RIVALS["PSL"][:2], 0.5)
 
 @pytest.mark.parametrize("label", RIVALS)
 def test_a_rival_of_the_align_loss_has_the_settings_of_its_own_paper(label: str) -> None:
-    branches = experiment("align-detr/table3", label).branches
+    e = experiment("align-detr/table3", label)
+    branches = e.branches
     of_all, of_denoising, power = RIVALS[label]
     assert branches["denoising"].losses["cls"] == of_denoising
     for name in ("decoder", "encoder"):
@@ -291,6 +292,7 @@ def test_a_rival_of_the_align_loss_has_the_settings_of_its_own_paper(label: str)
     assert quality == (
         IouQuality(weight=1.0, iou_eps=1e-6, divide_by="objects") if label == "IoU branch" else None
     )
+    assert e.test.postprocess.quality == ("sqrt" if label == "IoU branch" else "none")
 
 
 def test_only_empty_boxes_are_left_out_and_nothing_limits_the_resize_before_a_crop() -> None:

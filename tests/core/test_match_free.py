@@ -109,6 +109,12 @@ def test_each_row_is_a_distribution_over_the_queries_of_its_objects_image(
             torch.testing.assert_close(found[layer * sum(COUNTS) + i], (affinity / 8**0.5).softmax(0))
 
 
+def test_the_attention_has_two_matrices_and_nothing_else() -> None:
+    attention = probe(GtProbe(dim=5)).attentions[0]
+    of_attention = {name: tuple(x.shape) for name, x in attention.named_parameters() if "mlp" not in name}
+    assert of_attention == {"object_proj.weight": (5, 5), "query_proj.weight": (5, 5)}
+
+
 def test_states_learn_from_the_probe_unless_it_only_looks_on() -> None:
     predictions, targets = scene()
     assert predictions.states is not None
@@ -197,6 +203,12 @@ def test_weights_sum_as_stated_and_every_object_is_supervised(
             torch.testing.assert_close(rows.amax(1), torch.ones(len(rows)).double(), atol=1e-4, rtol=0)
         else:
             assert torch.equal(rows[rows > 0], predictions.correspondence[rows > 0])
+
+
+def test_the_divisor_of_a_row_has_an_epsilon() -> None:
+    row = torch.tensor([[3e-6, 1e-6, 0.0]])
+    assert normalise_rows(row, how="sum", eps=1e-6)[0].tolist() == pytest.approx([0.6, 0.2, 0])
+    assert normalise_rows(row, how="max", eps=1e-6)[0].tolist() == pytest.approx([0.75, 0.25, 0])
 
 
 def test_images_do_not_compete_for_queries() -> None:

@@ -87,3 +87,12 @@ def test_images_of_a_batch_do_not_suppress_each_other() -> None:
     together = select_after_nms(rule, scores, boxes, LEVEL_SIZES, 12)
     alone = [select_after_nms(rule, scores[i : i + 1], boxes[i : i + 1], LEVEL_SIZES, 12) for i in range(3)]
     assert torch.equal(together, torch.cat(alone))
+
+
+def test_boxes_overlap_as_far_as_they_lie_in_the_image() -> None:
+    """Cut to the image the first two of a level are the same box; uncut they overlap by a half."""
+    boxes = torch.tensor(
+        [[[0.0, 0.5, 0.4, 0.4], [0.1, 0.5, 0.2, 0.4], [0.5, 0.5, 0.2, 0.2], [0.8, 0.5, 0.2, 0.2]]]
+    )
+    rule = ProposalNms(per_level=4, iou_threshold=0.9)
+    assert select_after_nms(rule, torch.tensor([[4.0, 3, 2, 1]]), boxes, (4,), 3).tolist() == [[0, 2, 3]]

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from detbench.core.detectors.channel_mapper import ChannelMapper as ChannelMapperModule
 from detbench.core.detectors.query import QueryDetector
 from detbench.core.layers.attention import SelfAttention
+from detbench.core.layers.position import box_positions
 from detbench.core.layers.transformer import inverse_sigmoid
 from detbench.core.queries.boxes import BoxQueries
+from detbench.core.queries.learned import LearnedQueries as LearnedQueriesModule
 from detbench.core.types import QueryPredictions, Targets
 from detbench.errors import RecipeError
 from detbench.parts.assigners import Known, QueryHungarian
@@ -160,6 +162,16 @@ def test_further_levels_stand_on_c5_and_on_each_other(num_levels: int):
     assert not any(m.bias.any() for m in neck.modules() if isinstance(m, nn.Conv2d))
 
 
+def test_the_neck_and_the_reference_points_start_xavier_uniform():
+    torch.manual_seed(0)
+    neck = ChannelMapperModule([32, 48, 64], channels=64, num_levels=5, groups=2)
+    convs = [conv.weight for conv, _ in [*neck.maps, *neck.extra]]
+    for weight in [*convs, LearnedQueriesModule(8, 256).reference_points.weight]:
+        fan_out, fan_in = (size * weight[0, 0].numel() for size in weight.shape[:2])
+        bound = math.sqrt(6 / (fan_in + fan_out))
+        assert 0.97 * bound < weight.abs().max() <= bound
+
+
 def test_a_neck_from_c2_reads_all_features_and_has_no_biases():
     torch.manual_seed(0)
     part = Query(
@@ -203,7 +215,7 @@ CASES = [
 def test_boxes_and_references_are_those_of_the_specification(
     queries: Any, refinement: str, heads: str, final_norm: bool
 ):
-    """Spec 1.6 and 2.4, from what each layer was given and gave, one layer after the other."""
+    """Spec 1.6, 2.3 and 2.4, from what each layer was given and gave, one layer after the other."""
     model = shaken(
         detector(
             DECODER,
@@ -213,9 +225,9 @@ def test_boxes_and_references_are_those_of_the_specification(
             transformer={"final_norm": final_norm},
         )
     ).eval()
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
     for layer in model.transformer.decoder.layers:
-        layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[2], output)))
+        layer.register_forward_hook(lambda _, inputs, output: seen.append((*inputs[1:3], output)))
     found = run(model)["decoder"]
 
     if queries is ONE_STAGE:
@@ -226,9 +238,12 @@ def test_boxes_and_references_are_those_of_the_specification(
         reference = found.anchors
     ratios = valid_ratios(((13, 16), (7, 8), (4, 4)))
     boxes, logits = [], []
-    for layer, (given, state) in enumerate(seen):
+    for layer, (position, given, state) in enumerate(seen):
         on_levels = reference[:, :, None] * ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]
         assert torch.allclose(given, on_levels, atol=1e-6)
+        if queries is TWO_STAGE:
+            encoded = box_positions(on_levels[:, :, 0], 16, order="yxwh")  # of the finest level
+            assert torch.allclose(position, model.queries.one_to_one.box_position(encoded), atol=1e-5)
         normed = state if model.transformer.decoder.norm is None else model.transformer.decoder.norm(state)
         i = layer if heads == "per_layer" else 0
         head = model.heads.box_heads[i]
