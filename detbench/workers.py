@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from detbench.errors import RecipeError, RunFailed
+from detbench.errors import RecipeError
 from detbench.results import read_environment, read_result
 from detbench.runs import Cell, request
 from detbench.store import ERROR, HELD, LOG, PAUSED, Store, forget_ending, sha256_of
@@ -108,13 +108,10 @@ def execute(
         watch: called a few times a second with the running cells and the outcomes so far.
 
     Raises:
-        RunFailed: `device` names no device.
         RecipeError: a batch can't be shared evenly by so many processes; or they can't be had; or a file of weights
             isn't there, or isn't what a run of the same name started from.
         KeyboardInterrupt: the user stopped it, or stopped a worker; the others have saved their state.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise RunFailed(f"--device {device}: no such device; it is one of auto, cpu, cuda, cuda:N")
     for cell in cells:
         request(cell)
     launch = launched()

@@ -109,6 +109,15 @@ def test_what_the_system_refuses_is_one_message(tmp_path, monkeypatch, capsys):
     assert json.loads(said.out)["error"]["kind"] == "StoreError"
 
 
+@pytest.mark.parametrize(
+    "arguments", [["run", "quickstart"], ["eval", "run", "--data", "data"], ["predict", "run", "image.png"]]
+)
+def test_a_mistyped_device_is_refused_before_anything_else(arguments):
+    outcome = CliRunner().invoke(app, [*arguments, "--device", "cdua"])
+    assert outcome.exit_code == 2
+    assert "cdua: no such device" in outcome.output
+
+
 def test_the_launcher_in_a_clone_is_the_same_command_line():
     outcome = subprocess.run(
         [sys.executable, "cli.py", "--version"], capture_output=True, text=True, cwd=ROOT, check=True

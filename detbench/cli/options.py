@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -66,7 +67,15 @@ ProcessesOption = Annotated[
     ),
 ]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that load images, for each run.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise typer.BadParameter(f"{name}: no such device; it is one of auto, cpu, cuda, cuda:N")
+    return name
+
+
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", callback=_device)]
 ForceOption = Annotated[bool, typer.Option("--force", help="Run again what is finished, from the start.")]
 BudgetOption = Annotated[
     float | None, typer.Option(help="Refuse (exit 5) when the estimate exceeds so many minutes of one core.")

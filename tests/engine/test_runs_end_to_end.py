@@ -16,7 +16,7 @@ from smoke_runs import assert_same_to_the_bit, cell_of, do, train_with_kills, wo
 from detbench import recipes, runs, workers
 from detbench.data.truth import ground_truth
 from detbench.engine import machine
-from detbench.errors import NonFiniteLoss, RunFailed, StoreError
+from detbench.errors import NonFiniteLoss, StoreError
 from detbench.metrics import pycoco
 from detbench.parts.experiment import Experiment
 from detbench.recipe_text import Row
@@ -309,11 +309,9 @@ def test_two_batches_started_together_both_end_with_the_run_done_once(tmp_path):
     assert read_result(result.parent).steps == 200
 
 
-def test_no_such_device_is_one_message(tmp_path):
+def test_a_gpu_that_is_not_there_is_one_message(tmp_path):
     store = Store(tmp_path)
     cell = cell_of("quickstart/onenet", store)
-    with pytest.raises(RunFailed, match="--device cdua: no such device"):
-        workers.execute([cell], store=store, device="cdua")
     (outcome,) = workers.execute([cell], store=store, device="cuda:99")
     assert "CUDA devices here" in outcome.message
 
