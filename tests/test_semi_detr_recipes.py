@@ -7,6 +7,7 @@ import pytest
 from detbench import recipes
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import flatten, plain
+from detbench.parts.teaching import Consistency, CostMining, Teacher
 from detbench.recipes import SCALES, Context, Scale
 
 SHARES = ("1%", "5%", "10%")
@@ -89,6 +90,11 @@ def experiment(name: str, label: str, scale: Scale = "paper") -> Experiment:
 def test_the_baseline_is_trained_and_tested_as_released() -> None:
     settings = flatten(plain(experiment("sized-l1/table1", "Semi-DETR, 10%")))
     assert {key: settings[key] for key in SETTINGS} == SETTINGS
+
+
+def test_a_teacher_is_by_default_as_the_baseline_has_it() -> None:
+    teacher = Teacher(consistency=Consistency(mining=CostMining()))
+    assert experiment("sized-l1/table1", "Semi-DETR, 10%").teacher == teacher
 
 
 @pytest.mark.parametrize("scale", SCALES)

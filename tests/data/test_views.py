@@ -155,6 +155,18 @@ def test_a_colour_operation_is_pils(operation, level):
     assert np.abs(out.permute(1, 2, 0).numpy().astype(int) - expected.astype(int)).max() <= 2
 
 
+def test_colour_operations_are_drawn_at_levels_from_1_to_9():
+    grey = torch.full((3, 2, 2), 100, dtype=torch.uint8)
+    generator = rng()
+    seen = torch.tensor([coloured(grey, generator)[0, 0, 0].item() for _ in range(2000)])
+    # Brightness gives grey a value of its own at each level; two bits leave 64 of it, too.
+    for level in range(1, 10):
+        assert ((seen - 100 * (0.18 * level + 0.1)).abs() <= 1).any(), level
+    posterised, solarised = {0, 96}, {155}
+    assert set(seen.tolist()) > posterised | solarised
+    assert (seen.min(), seen.max()) == (0, 172)
+
+
 def test_rectangles_of_the_images_own_shape_are_erased(monkeypatch):
     monkeypatch.setattr(views, "coloured", lambda image, rng: image)
     how = StrongView(translate=0.0, rotate=0.0, shear=0.0)
@@ -165,6 +177,7 @@ def test_rectangles_of_the_images_own_shape_are_erased(monkeypatch):
         assert set(out.image.unique().tolist()) <= {0, 125}
         shares.append((out.image == 125).float().mean().item())
     assert max(shares) <= 4 * 0.2**2
+    assert shares.count(0.0) < 8, "at least one, though it may be too narrow to be seen"
     assert 0.015 < np.mean(shares) < 0.035  # 2.5 rectangles of 0.2^2 / 3 each
     assert not image.any(), "the image given is left alone"
 

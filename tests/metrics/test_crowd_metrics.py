@@ -184,6 +184,15 @@ def test_the_miss_rate_is_a_geometric_mean_by_hand():
     assert crowd.evaluate(truth, table, sizes).summary["mMR"] == pytest.approx(expected)
 
 
+def test_the_miss_rate_is_read_at_nine_rates_of_false_positives():
+    # One false positive more in each of 10,000 places, and fewer misses in each.
+    place = np.arange(10_000)
+    fppi, recall = (place + 1) / 10_000, place / 11_000
+    read = [100, 178, 316, 562, 1000, 1778, 3162, 5623, 10_000]
+    expected = math.prod(1 - (n - 1) / 11_000 for n in read) ** (1 / 9)
+    assert crowd._log_average_miss_rate(fppi, recall) == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_perfect_result_loses_the_area_before_its_first_detection():
     boxes = [(30.0 * i, 10, 20, 50) for i in range(6)]
     truth, table, sizes = scene([(0, 0, *box) for box in boxes], [(0, 1, *box) for box in boxes])
