@@ -281,6 +281,13 @@ def test_a_crowded_image_has_fewer_copies_and_the_others_are_as_they_are_alone()
         assert torch.equal(matches.weights[mine], alone.weights)
 
 
+def test_an_object_keeps_a_query_even_where_most_queries_are_matched() -> None:
+    """12 queries, at most half positive: 8 objects would get 0.75 copies each (spec 4.1)."""
+    predictions, targets = queries((8, 12))
+    matches = QueryHungarian(copies=4, most_positive=0.5)(predictions, targets)
+    assert sorted(matches.target_idx.tolist()) == list(range(20))
+
+
 def test_a_batch_costs_what_its_images_cost_alone() -> None:
     predictions, targets = queries((5, 0, 2, 1))
     rule = QueryHungarian(copies=4, most_positive=0.5, rank=Rank())

@@ -1,16 +1,17 @@
 """Learning rates by hand, parameter groups, and that the fused optimiser does what the plain one does."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from detbench.engine.optim import build_optimizer, lr_factor, set_lr, total_steps
 from detbench.engine.train import evaluation_steps
-from detbench.parts.assigners import FcosRule
+from detbench.parts.assigners import FcosRule, QueryHungarian
 from detbench.parts.backbones import SmallResNet
-from detbench.parts.branches import Branch, FcosPredictor
-from detbench.parts.detectors import Dense, Fpn, Subnets
+from detbench.parts.branches import Branch, DecoderOutput, FcosPredictor
+from detbench.parts.detectors import ChannelMapper, Dense, Fpn, LearnedQueries, Query, Subnets, Transformer
 from detbench.parts.losses import Focal
 from detbench.parts.training import AdamW, Constant, Cosine, Drops, Schedule, Sgd
 
@@ -61,6 +62,41 @@ def test_the_backbone_has_a_rate_of_its_own():
     assert all(names[id(p)].startswith("backbone.") for p in body["params"])
     assert not any(names[id(p)].startswith("backbone.") for p in rest["params"])
     assert len(body["params"]) + len(rest["params"]) == len(names)
+
+
+def test_offsets_reference_points_and_norms_have_their_own_rate_and_decay():
+    """The groups of Deformable-DETR, and detrex's norms (spec 1.9)."""
+    part = Query(
+        backbone=SmallResNet(width=8),
+        neck=ChannelMapper(channels=16, num_levels=4, groups=4),
+        transformer=Transformer(encoder_layers=1, decoder_layers=1, num_heads=2, dim_feedforward=16),
+        queries=LearnedQueries(num=4),
+    )
+    branch = Branch(predictor=DecoderOutput(), assigner=QueryHungarian(), losses={"cls": Focal()})
+    model = part.build(branches={"decoder": branch}, num_classes=3)
+    optim = AdamW(lr=2e-4, backbone_factor=0.5, offsets_factor=0.1, decay_norms=False, weight_decay=1e-4)
+    of = {p: g for g in build_optimizer(optim, model).param_groups for p in g["params"]}
+
+    slow = {name for name, p in model.named_parameters() if of[p]["lr"] == pytest.approx(2e-5)}
+    attentions = ("encoder.layers.0.attention", "decoder.layers.0.cross_attention")
+    assert slow == {
+        *(
+            f"transformer.{name}.sampling_offsets.{kind}"
+            for name in attentions
+            for kind in ("weight", "bias")
+        ),
+        "queries.one_to_one.reference_points.weight",
+        "queries.one_to_one.reference_points.bias",
+    }
+    half = {name for name, p in model.named_parameters() if of[p]["lr"] == pytest.approx(1e-4)}
+    assert half == {name for name, _ in model.named_parameters() if name.startswith("backbone.")}
+
+    norms = (torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.BatchNorm2d)
+    undecayed = {p for m in model.modules() if isinstance(m, norms) for p in m.parameters()}
+    assert {p for p in of if of[p]["weight_decay"] == 0} == undecayed
+    assert {of[p]["weight_decay"] for p in of if p not in undecayed} == {1e-4}
+    decayed = build_optimizer(replace(optim, decay_norms=True), model)
+    assert {group["weight_decay"] for group in decayed.param_groups} == {1e-4}
 
 
 @pytest.mark.parametrize("optim", [AdamW(lr=1e-2), Sgd(lr=1e-2)], ids=lambda o: o.kind)
