@@ -26,6 +26,7 @@ def rng(seed=0):
         ((1000, 400), (800, 1333), (1333, 533)),
         ((128, 128), (128, 256), (128, 128)),
         ((1, 500), (10, 20), (1, 20)),  # 1 * 20/500 rounds to 0, but an image has a row
+        ((640, 426), (800, 1333), (1202, 800)),  # 1201.9: rounded, not cut
     ],
 )
 def test_the_short_side_is_met_unless_the_long_one_would_pass_its_limit(size, limits, expected):
