@@ -40,7 +40,10 @@ OptionalNames = Annotated[
 ScaleOption = Annotated[Scale, typer.Option(help="smoke, cpu (the default), gpu or paper.")]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", help="A folder of your own data, in COCO's or CrowdHuman's format."),
+    typer.Option(
+        "--data",
+        help="A folder of your own data, in COCO's or CrowdHuman's format (layouts: docs/data.md).",
+    ),
 ]
 StoreOption = Annotated[
     Path, typer.Option("--runs", envvar="DETBENCH_RUNS", help="The folder that runs are kept in.")
