@@ -91,7 +91,7 @@ def load(folder: Path, *, device: torch.device) -> Trained:
         return _ready(result.name, experiment, names, weights, device)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise StoreError(
-            f"{weights}: can't be used as the run's weights ({str(error).splitlines()[0]}); run it again"
+            f"{weights}: can't be used as the run's weights ({str(error).splitlines()[0]}); run it again with --force"
         ) from None
 
 

@@ -198,5 +198,5 @@ def test_damaged_weights_are_named(folders, tmp_path):
         if file.is_file():
             (folder / file.name).write_bytes(file.read_bytes())
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:1000])
-    with pytest.raises(StoreError, match="can't be used as the run's weights"):
+    with pytest.raises(StoreError, match=r"can't be used as the run's weights .* run it again with --force"):
         trained(folder)
