@@ -81,7 +81,7 @@ def predict(
     found = apply.predict(trained, images, score=score)
     if out is not None:
         apply.draw(found, trained.class_names, out)
-        say(f"{len(found)} images written to {out}")
+        say(f"{len(found)} {'image' if len(found) == 1 else 'images'} written to {out}")
     if as_json:
         print_json(found)
         return
