@@ -152,7 +152,7 @@ def matching_tree(
         repeats: steps that are timed.
 
     Raises:
-        RunFailed: there is no such device.
+        RecipeError: there is no such device.
     """
     from detbench.engine.machine import prepare
     from detbench.engine.matching import Shape, time_matching

@@ -26,11 +26,17 @@ _LOOK_SECONDS = 2.0  # between looks at runs that another process holds
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one cell ended: "finished", "interrupted", "paused", or with a message "failed" or "stopped"."""
+    """How one cell ended.
+
+    Attributes:
+        state: "finished", "interrupted", "paused", or with a message "failed" or "stopped".
+        kind: of a failure, the name of its error in `detbench.errors`, if it has one.
+    """
 
     cell: Cell
     state: str
     message: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -256,7 +262,7 @@ class _Batch:
             if outcome.state == "failed":
                 for other in [c for c in self.todo if _key(c) == _key(cell)]:
                     same = f"not started: its training is that of '{cell.label}', which failed: {outcome.message}"
-                    self._end(other, Outcome(other, "failed", same))
+                    self._end(other, Outcome(other, "failed", same, outcome.kind))
 
     def stop(self) -> None:
         """Asks every worker to save its state and waits until it has."""
@@ -375,7 +381,8 @@ def _outcome(cell: Cell, code: int) -> Outcome:
         return Outcome(cell, "interrupted")
     path = cell.folder / ERROR
     if path.is_file():
-        return Outcome(cell, "failed", json.loads(path.read_text(encoding="utf-8"))["message"])
+        error = json.loads(path.read_text(encoding="utf-8"))
+        return Outcome(cell, "failed", error["message"], error["kind"])
     killed = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     again = f"its log is {cell.folder / LOG}. Run again to go on where it stopped"
     return Outcome(cell, "failed", f"the worker was {killed}; {again}")

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from detbench import live, recipes, runs, workers
 from detbench.cli import app, main, running
+from detbench.errors import DataError
 from detbench.results import RESULT
 from detbench.store import Store
 
@@ -203,6 +204,42 @@ def test_runs_that_fail_are_one_json_document_with_the_table(tmp_path, monkeypat
     assert tree["error"] == {"kind": "RunFailed", "message": "1 of 1 runs failed:\nFCOS, seed 0: boom"}
     assert [table["name"] for table in tree["tables"]] == ["quickstart"]
     assert "boom" in outcome.stderr
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same", "different"])
+def test_what_no_run_can_do_is_one_mistake_in_what_was_asked(same, tmp_path, monkeypatch):
+    def refuse(cells, **_):
+        told = ["no such folder"] * 2 if same else ["no such folder", "no such file"]
+        return [
+            workers.Outcome(cell, "failed", words, "DataError")
+            for cell, words in zip(cells, told, strict=True)
+        ]
+
+    monkeypatch.setattr(workers, "execute", refuse)
+    outcome = CliRunner().invoke(
+        app, ["run", "quickstart/fcos", "--scale", "smoke", "--seeds", "2", "--runs", str(tmp_path)]
+    )
+    assert isinstance(outcome.exception, DataError)
+    assert outcome.exception.exit_code == 2
+    assert not outcome.stdout
+    several = "FCOS, seed 0: no such folder\nFCOS, seed 1: no such file"
+    assert str(outcome.exception) == ("no such folder" if same else several)
+
+
+@pytest.mark.slow
+def test_a_mistake_that_only_a_worker_notices_exits_with_2_and_prints_no_table(tmp_path):
+    folder = tmp_path / "shapes"
+    assert detbench("data", "make", str(folder), "--size", "64", "--train", "2", "--val", "2").returncode == 0
+    val = folder / "annotations" / "instances_val.json"
+    tree = json.loads(val.read_text(encoding="utf-8"))
+    tree["categories"][0]["name"] = "dodecahedron"
+    val.write_text(json.dumps(tree), encoding="utf-8")
+    outcome = detbench(
+        "run", "quickstart/fcos", "--scale", "smoke", "--data", str(folder), "--runs", str(tmp_path / "runs")
+    )
+    assert outcome.returncode == 2
+    assert "dodecahedron" in outcome.stderr
+    assert not outcome.stdout
 
 
 def test_data_with_errors_is_one_json_document_with_the_findings(tmp_path):

@@ -33,7 +33,15 @@ from detbench.cli.options import (
     open_store,
     parse,
 )
-from detbench.errors import BatchFailed, BudgetRefused, DetbenchError, Interrupted, RecipeError, RunFailed
+from detbench.errors import (
+    BatchFailed,
+    BudgetRefused,
+    DataError,
+    DetbenchError,
+    Interrupted,
+    RecipeError,
+    RunFailed,
+)
 
 if TYPE_CHECKING:
     from detbench.recipe_text import Row
@@ -44,6 +52,9 @@ if TYPE_CHECKING:
     from detbench.workers import Outcome
 
 P = ParamSpec("P")
+
+_MISTAKES: dict[str, type[DetbenchError]] = {kind.__name__: kind for kind in (RecipeError, DataError)}
+"""What a user may ask in vain and only a worker notices, by name."""
 
 
 def _one_of_several(command: Callable[P, None]) -> Callable[P, None]:
@@ -225,8 +236,10 @@ def _run(
         raise Interrupted(
             "stopped; finished runs and checkpoints are kept. The same command goes on where it stopped"
         ) from None
-    tables = collect(store, [recipe.name for recipe, _ in chosen], context=context)
     error = _failure(outcomes)
+    if error is not None and error.exit_code == DetbenchError.exit_code:
+        raise error
+    tables = collect(store, [recipe.name for recipe, _ in chosen], context=context)
     if error is not None and as_json:
         fail(error, {"tables": json.loads(render(tables, "json"))})
     print(render(tables, "json" if as_json else "terminal"), end="")
@@ -235,11 +248,14 @@ def _run(
 
 
 def _failure(outcomes: Sequence[Outcome]) -> DetbenchError | None:
-    """What is to be said of runs that failed."""
+    """What is to be said of runs that failed; where none could go on for what was asked of them, that mistake."""
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if not failed:
         return None
     lines = [f"{outcome.cell.label}, seed {outcome.cell.seed}: {outcome.message}" for outcome in failed]
+    if len(failed) == len(outcomes) and all(outcome.kind in _MISTAKES for outcome in failed):
+        same = len({outcome.message for outcome in failed}) == 1
+        return _MISTAKES[failed[0].kind](failed[0].message if same else "\n".join(lines))
     kind = RunFailed if len(outcomes) == len(failed) else BatchFailed
     return kind(f"{len(failed)} of {len(outcomes)} runs failed:\n" + "\n".join(lines))
 

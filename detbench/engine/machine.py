@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from detbench.core.distributed import num_processes
-from detbench.errors import RunFailed
+from detbench.errors import RecipeError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # numbers of glibc's malloc.h
 
@@ -26,12 +26,12 @@ def prepare(*, threads: int, device: str) -> torch.device:
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
 
     Raises:
-        RunFailed: there is no such device.
+        RecipeError: there is no such device.
     """
     torch.set_num_threads(threads)
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise RunFailed(
+        raise RecipeError(
             f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices here; use auto, cpu, or fewer "
             "processes, which take a device each"
         )
