@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -52,6 +53,30 @@ def test_help_is_quick_and_lists_every_command():
     commands = "ls show validate plan run ablate report runs diff verify doctor data"
     for command in commands.split():
         assert command in outcome.stdout
+
+
+def _help_examples() -> list[list[str]]:
+    commands = [command.epilog or "" for command in app.registered_commands]
+    lines = (line.strip() for epilog in commands for line in epilog.splitlines())
+    return [shlex.split(line) for line in lines if line.startswith("detbench ")]
+
+
+def test_the_help_of_the_main_commands_ends_in_examples():
+    assert {example[1] for example in _help_examples()} == {"run", "ablate", "report"}
+
+
+@pytest.mark.parametrize("example", _help_examples(), ids=" ".join)
+def test_an_example_of_the_help_is_taken(example, tmp_path):
+    if "FOLDER" in example:
+        folder = str(tmp_path / "FOLDER")
+        assert detbench("data", "make", folder, "--size", "64", "--train", "2", "--val", "2").returncode == 0
+    _, command, *arguments = example
+    if command == "run":  # `plan` resolves the same and trains nothing
+        command, arguments = "plan", [word for word in arguments if word not in ("--jobs", "2")]
+    outcome = detbench(
+        command, *arguments, "--runs", str(tmp_path), *(["--dry-run"] if command == "ablate" else []), cwd=tmp_path
+    )  # fmt: skip
+    assert outcome.returncode == 0, outcome.stderr
 
 
 @pytest.mark.parametrize(
@@ -465,6 +490,16 @@ def test_ablating_a_key_path_changes_that_key_whatever_the_scale_says(tmp_path):
     cells = json.loads(outcome.stdout)["cells"]
     assert len(cells) == 2
     assert cells[0]["digest"] != cells[1]["digest"]
+
+
+def test_a_value_that_does_not_fit_is_told_of_the_recipe_that_was_asked_for(tmp_path):
+    outcome = detbench(
+        "ablate", "--param", "optim.lr", "--recipe", "quickstart", "--values", "1e-3,abc", "--runs", str(tmp_path)
+    )  # fmt: skip
+    assert outcome.returncode == 2
+    assert outcome.stderr.splitlines()[-1] == (
+        'ablate: quickstart: optim.lr: input should be a valid number, found "abc" (in the rows optim.lr=abc)'
+    )
 
 
 def test_a_grid_has_every_combination(tmp_path):

@@ -33,6 +33,11 @@ class _Commands(TyperGroup):
             raise
 
 
+def _examples(*lines: str) -> str:
+    """Command lines to stand below a command's options."""
+    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines)])
+
+
 app = typer.Typer(
     name="detbench",
     cls=_Commands,
@@ -45,9 +50,27 @@ app.command()(recipes.ls)
 app.command()(recipes.show)
 app.command()(recipes.validate)
 app.command()(recipes.plan)
-app.command()(running.run)
-app.command()(running.ablate)
-app.command()(reporting.report)
+app.command(
+    epilog=_examples(
+        "detbench run quickstart",
+        "detbench run date/table5 --seeds 3 --jobs 2",
+        "detbench run 'date/table5/DATE-F*' --data FOLDER schedule.length=2000",
+    )
+)(running.run)
+app.command(
+    epilog=_examples(
+        "detbench ablate --param lambda_o2m --seeds 3",
+        "detbench ablate --recipe date/table5 --param optim.lr --values 5e-4,1e-3,2e-3",
+        "detbench ablate --recipe date/table5 --param training.batch --values 2..8/2",
+    )
+)(running.ablate)
+app.command(
+    epilog=_examples(
+        "detbench report date/table5",
+        "detbench report 'date/*' -o site",
+        "detbench report date/table5 --format csv",
+    )
+)(reporting.report)
 app.command("runs")(reporting.list_runs)
 app.command()(reporting.diff)
 app.command()(checking.verify)

@@ -183,8 +183,12 @@ def ablate(
     )
     chosen = select([str(made.path)])
     say(chosen[0][0].head.note)
-    cells = _plan(chosen, context, seeds=seeds, store=store)
-    ablation.require_values(chosen[0][0], context)
+    try:
+        cells = _plan(chosen, context, seeds=seeds, store=store)
+        ablation.require_values(chosen[0][0], context)
+    except RecipeError as error:  # of what the user asked for, not of a file that nobody has seen
+        asked = f"ablate: {made.source.short_name}"
+        raise RecipeError([problem.replace(chosen[0][0].name, asked) for problem in error.problems]) from None
     race = None
     if stop_early:
         margin = stopping.MARGIN if stop_margin is None else stop_margin

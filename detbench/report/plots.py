@@ -110,6 +110,7 @@ def convergence(collected: Collected, metric: str, *, over: str) -> Plot | None:
             seeds(axes, x[-1], marks[-1].values, style.color)
             note(axes, "Bands: lowest to highest seed; dots: seeds at the end")
     axes.set_xlim(left=0)
+    _keep_above_zero(axes)
     legend(figure, axes)
     what = "epochs" if over == "epoch" else "training time"
     return Plot(f"convergence-{over}", f"{metric} over {what}", figure)
@@ -172,6 +173,7 @@ def sizes(collected: Collected) -> Plot | None:
     axes.set_xticks(range(len(groups)), [names[metric] for metric in groups])
     axes.tick_params(axis="x", length=0)
     axes.grid(visible=False, axis="x")
+    _keep_above_zero(axes)
     legend(figure, axes)
     return Plot("sizes", "AP by object size", figure)
 
@@ -332,6 +334,12 @@ def _log_axis(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _keep_above_zero(axes: Axes) -> None:
+    """Gives an axis of nothing but zeros a top of 1; by itself it would reach below zero, where no AP can be."""
+    if axes.dataLim.y1 == 0:
+        axes.set_ylim(0, 1)
 
 
 def canvas(x: str, y: str) -> tuple[Figure, Axes]:

@@ -59,6 +59,19 @@ def test_every_seed_is_a_dot_where_a_curve_ends_and_on_each_bar(collect):
     assert all(line.get_linestyle() != "None" for line in alone.lines)
 
 
+def test_an_axis_of_zeros_alone_does_not_reach_below_zero(collect):
+    collected = collect("date/table5", 1)
+    for entry in collected.entries:
+        entry.results[:] = [
+            replace(result, metrics=dict.fromkeys(result.metrics, 0.0)) for result in entry.results
+        ]
+        for curve in entry.curves:
+            for evaluation in curve.evaluations:
+                evaluation["metrics"] = dict.fromkeys(evaluation["metrics"], 0.0)
+    for plot in (plots.convergence(collected, "AP", over="epoch"), plots.sizes(collected)):
+        assert plot.figure.axes[0].get_ylim() == (0, 1)
+
+
 def test_a_loss_curve_ends_in_a_dot_for_each_seed(collect):
     figure = plots.losses(collect("date/table5", 3), "total").figure
     dots = [line for line in figure.axes[0].lines if line.get_linestyle() == "None"]
