@@ -176,7 +176,8 @@ def start_from(path: Path, experiment: Experiment, class_names: tuple[str, ...])
     )
     if any(misfits):
         raise DataError(
-            f"{path}: doesn't fit this row's detector; {'; '.join(text for text in misfits if text)}."
+            f"{path}: doesn't fit this row's detector; {'; '.join(text for text in misfits if text)}. Start from it "
+            "a row like the one it was imported for, at the same --scale."
         )
     detector.load_state_dict({name: theirs[name] for name in ours}, strict=False)
     return detector
