@@ -21,11 +21,11 @@ from detbench.data.pictures import Box, save, with_boxes
 from detbench.data.sources import Splits, read_splits
 from detbench.data.transforms import transformed
 from detbench.engine.evaluate import detect_in, measure, percent, percent_per_class, require_measurable
-from detbench.engine.published import build, read_about
+from detbench.engine.weights import build, read_about, read_about_run
 from detbench.errors import DataError, StoreError
 from detbench.metrics.tables import DetectionTable
 from detbench.parts.data import source_in
-from detbench.parts.experiment import Experiment, read_experiment
+from detbench.parts.experiment import Experiment
 from detbench.results import read_result
 from detbench.store import STUDENT, WEIGHTS, Store
 
@@ -81,44 +81,41 @@ def load(folder: Path, *, device: torch.device) -> Trained:
         RecipeError: its experiment is none that this version knows.
         DataError: its classes stand in its data alone, which can't be read.
     """
-    result = read_result(folder)
-    experiment = read_experiment(result.experiment, where=str(folder))
-    names = tuple(result.per_class)
-    if not names:  # CrowdHuman's metrics have none by class
-        names = read_splits(experiment.data.source, Store.around(folder).cache).val.category_names
+    experiment, names = read_about_run(folder)
     weights = folder / (STUDENT if experiment.test.student else WEIGHTS)
     try:
-        return _ready(result.name, experiment, names, weights, device)
+        return _ready(read_result(folder).name, experiment, names, weights, device)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise StoreError(
             f"{weights}: can't be used as the run's weights ({str(error).splitlines()[0]}); run it again with --force"
         ) from None
 
 
-def load_imported(path: Path, *, device: torch.device) -> Trained:
-    """The model of a file that `weights import` wrote.
+def load_weights(path: Path, *, device: torch.device) -> Trained:
+    """The model of a file that `weights import` wrote, or that lies in a finished run's folder.
 
     Raises:
         DataError: the file is another, or damaged.
         RecipeError: its experiment is none that this version knows.
+        StoreError: the run's result is damaged.
     """
     experiment, names = read_about(path)
     try:
         return _ready(path.name, experiment, names, path, device)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise DataError(
-            f"{path}: can't be used as weights ({str(error).splitlines()[0]}); import them again"
+            f"{path}: can't be used as weights ({str(error).splitlines()[0]}); import or train them again"
         ) from None
 
 
 def load_named(name: str, store: Store, *, device: torch.device) -> Trained:
-    """The model that a user calls by a run's name or by the path of imported weights.
+    """The model that a user calls by a run's name or by the path of a file of weights.
 
     Raises:
-        StoreError, DataError, RecipeError: as `load` and `load_imported`.
+        StoreError, DataError, RecipeError: as `load` and `load_weights`.
     """
     if name.endswith(".safetensors"):
-        return load_imported(Path(name), device=device)
+        return load_weights(Path(name), device=device)
     return load(store.get(name), device=device)
 
 

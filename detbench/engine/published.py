@@ -10,25 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from detbench import __version__
-from detbench.core.detectors import Detector
 from detbench.core.weights import detectors, resnets
 from detbench.core.weights.files import Checkpoint, read_checkpoint
-from detbench.core.weights.layout import ClassRows, Layout, Translation, some, translate
+from detbench.core.weights.layout import ClassRows, Layout, Translation, translate
 from detbench.data import coco_classes
+from detbench.engine.weights import ABOUT, shapes_of
 from detbench.errors import DataError, RecipeError
-from detbench.parts.detectors import untrained
-from detbench.parts.experiment import Experiment, read_experiment
+from detbench.parts.experiment import Experiment
 from detbench.parts.part import closest, plain
 from detbench.store import sha256_of, whole_file
 
 LAYOUTS = {layout.name: layout for layout in (*detectors.LAYOUTS, *resnets.LAYOUTS)}
 """Every code base whose names are known, by the name the command line gives it."""
-
-_KEY = "detbench"
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ def import_weights(
         "experiment": plain(experiment),
     }
     with whole_file(out) as file:
-        file.write(save(reading.tensors, metadata={_KEY: json.dumps(about)}))
+        file.write(save(reading.tensors, metadata={ABOUT: json.dumps(about)}))
     return Imported(
         source=str(source),
         source_sha256=about["source_sha256"],
@@ -124,65 +120,6 @@ def import_weights(
     )
 
 
-def read_about(path: Path) -> tuple[Experiment, tuple[str, ...]]:
-    """The experiment and the class names that an imported detector was written with.
-
-    Raises:
-        DataError: the file isn't one that `import_weights` wrote, or holds a body alone.
-        RecipeError: its experiment is none that this version knows.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: can't be read as weights ({str(error).splitlines()[0]}).") from None
-    if _KEY not in metadata:
-        raise DataError(
-            f"{path}: doesn't say which detector it is for; bring it in with `detbench weights import`."
-        )
-    about = json.loads(metadata[_KEY])
-    if not about["class_names"]:
-        raise DataError(
-            f"{path}: holds the body of a detector alone. Start a run from it with detector.backbone.weights."
-        )
-    return read_experiment(about["experiment"], where=str(path)), tuple(about["class_names"])
-
-
-def start_from(path: Path, experiment: Experiment, class_names: tuple[str, ...]) -> Detector:
-    """An experiment's detector with the weights of an imported one; class heads are random where the classes differ.
-
-    What the file has beyond the detector's needs is left alone.
-
-    Args:
-        path: what `import_weights` wrote.
-        experiment: what is to be trained.
-        class_names: of its data, by index.
-
-    Raises:
-        DataError: the file is another, or doesn't fit.
-    """
-    _, their_names = read_about(path)
-    detector = build(experiment, len(class_names))
-    ours = {name: tensor.shape for name, tensor in detector.state_dict().items()}
-    if their_names != class_names:
-        one_more = _shapes(experiment, len(class_names) + 1)
-        ours = {name: shape for name, shape in ours.items() if one_more[name] == shape}
-    theirs = load_file(path)
-    misfits = (
-        some("missing", [name for name in ours if name not in theirs]),
-        some(
-            "of another shape", [n for n, shape in ours.items() if n in theirs and theirs[n].shape != shape]
-        ),
-    )
-    if any(misfits):
-        raise DataError(
-            f"{path}: doesn't fit this row's detector; {'; '.join(text for text in misfits if text)}. Start from it "
-            "a row like the one it was imported for, at the same --scale."
-        )
-    detector.load_state_dict({name: theirs[name] for name in ours}, strict=False)
-    return detector
-
-
 def _read(
     checkpoint: Checkpoint,
     experiment: Experiment,
@@ -192,7 +129,7 @@ def _read(
     row: str,
 ) -> tuple[Translation, tuple[str, ...]]:
     """The checkpoint under our names, by the first layout that fits, and its classes."""
-    shapes = cache(partial(_shapes, experiment))
+    shapes = cache(partial(shapes_of, experiment))
     select_by = getattr(getattr(experiment.detector, "queries", None), "select_by", None)
     readings = [
         _read_by(layout, checkpoint, shapes, class_names, objectness=select_by == "first_class")
@@ -255,18 +192,6 @@ def _classes(
     if given is None and num_rows == len(coco_classes.NAMES):
         return coco_classes.NAMES, None
     return None, None
-
-
-def _shapes(experiment: Experiment, num_classes: int) -> dict[str, torch.Size]:
-    """The shapes of the detector's tensors; nothing is allocated."""
-    with torch.device("meta"):
-        detector = build(experiment, num_classes)
-    return {name: tensor.shape for name, tensor in detector.state_dict().items()}
-
-
-def build(experiment: Experiment, num_classes: int) -> Detector:
-    """An experiment's detector with random weights, also where its body would start from some."""
-    return untrained(experiment.detector).build(branches=experiment.branches, num_classes=num_classes)
 
 
 def _require_settings(layout: Layout, checkpoint: Checkpoint, experiment: Experiment, *, row: str) -> None:

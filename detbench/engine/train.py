@@ -24,8 +24,8 @@ from detbench.engine import checkpoint
 from detbench.engine.objective import Objective, Supervised
 from detbench.engine.optim import build_optimizer, lr_factor, set_lr, total_steps
 from detbench.engine.processes import add_up_gradients, gather_objects
-from detbench.engine.published import start_from
 from detbench.engine.teach import Taught
+from detbench.engine.weights import start_from
 from detbench.errors import Interrupted, NonFiniteLoss
 from detbench.parts.experiment import Experiment
 from detbench.results import CURVE, read_curve

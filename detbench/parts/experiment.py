@@ -57,8 +57,8 @@ class Experiment:
         test: what is measured on the trained model. No part of the training's identity.
         teacher: labels images that have no labels; None for none.
         first_stage: how the model is supervised up to some step; None for the same branches throughout.
-        weights: a file of a whole detector that `weights import` wrote, to start from instead of random weights; what
-            counts classes starts anew where the file's are others. None for none.
+        weights: a file of a whole detector to start from instead of random weights: a finished run's, or one that
+            `weights import` wrote. What counts classes starts anew where the file's are others. None for none.
     """
 
     detector: OneOf[Detector]

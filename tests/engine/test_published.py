@@ -41,8 +41,9 @@ from detbench import runs
 from detbench.cli import app
 from detbench.data.coco_classes import IDS, NAMES
 from detbench.data.drawn import write
-from detbench.engine.apply import load_imported
-from detbench.engine.published import LAYOUTS, Imported, build, import_weights, start_from
+from detbench.engine.apply import load_weights
+from detbench.engine.published import LAYOUTS, Imported, import_weights
+from detbench.engine.weights import build, start_from
 from detbench.errors import DataError, DetbenchError, RecipeError
 from detbench.parts.data import Drawn
 from detbench.parts.experiment import Experiment
@@ -117,7 +118,7 @@ def tiny(form: str) -> Experiment:
 def check_outputs(theirs: Any, imported: Imported, rows: Sequence[int] | slice = slice(None)) -> None:
     from hf_deformable_detr import pixel_mask
 
-    ours = load_imported(Path(imported.file), device=torch.device("cpu")).model
+    ours = load_weights(Path(imported.file), device=torch.device("cpu")).model
     images = torch.randn(2, 3, 91, 101, generator=torch.Generator().manual_seed(1))
     found = ours(images, SIZES)["decoder"]
     wanted = theirs(images, pixel_mask=pixel_mask(SIZES, (91, 101)))
@@ -819,6 +820,28 @@ def test_a_run_starts_from_an_imported_detector(imported: Path, published: tuple
     for name, tensor in wanted.items():
         if not name.startswith("backbone."):  # whose norms count their own statistics
             torch.testing.assert_close(trained[name], tensor)
+
+
+def test_a_run_starts_from_another_runs_weights(
+    published: tuple[Store, Path, Path], imported: Path, tmp_path: Path
+) -> None:
+    store, drawn, _ = published
+    mine = next(folder for folder in store.folders() if not read_result(folder).experiment["weights"])
+    wanted, names = load_file(mine / WEIGHTS), tuple(read_result(mine).per_class)
+    started = start_from(mine / WEIGHTS, smoke(), names).state_dict()
+    assert all(torch.equal(started[name], tensor) for name, tensor in wanted.items())
+    others = start_from(mine / WEIGHTS, smoke(), ("cat", "dog")).state_dict()
+    fits = {name for name, tensor in wanted.items() if others[name].shape == tensor.shape}
+    assert all(torch.equal(others[name], wanted[name]) for name in fits if "class" not in name)
+    by_file, by_name = (
+        json.loads(invoke("eval", model, "--data", drawn, "--runs", store.root, "--json").stdout)
+        for model in (mine / WEIGHTS, f"{mine.parent.name}/{mine.name}")
+    )
+    assert by_file["metrics"] == by_name["metrics"]
+    elsewhere = tmp_path / "copy.safetensors"
+    elsewhere.write_bytes((mine / WEIGHTS).read_bytes())
+    with pytest.raises(DataError, match=r"lies in no finished run's folder; bring it in with"):
+        start_from(elsewhere, smoke(), names)
 
 
 def test_a_file_that_changed_since_a_run_started_from_it_is_refused(
