@@ -206,7 +206,8 @@ def _axis(
             "row with --row"
         )
     steps = tuple(
-        Step(value, _laid_over([under], f"{param}={_text(value)}", {param: value})) for value in values
+        Step(value, _laid_over([under], f"{_short(param)}={_text(value)}", {param: value}))
+        for value in values
     )
     return (Series(param, "", (param,), steps, under, by_path=True),)
 
@@ -335,7 +336,8 @@ def _combined(recipe: Recipe, axes: Sequence[Series], steps: Sequence[Step], sta
     """
     pairs = list(zip(axes, steps, strict=True))
     named = [step.row for series, step in pairs if not series.by_path]
-    label = ", ".join(f"{series.param}={_text(step.value)}" for series, step in pairs)
+    params = [series.param for series in axes]
+    label = ", ".join(f"{_short(series.param, params)}={_text(step.value)}" for series, step in pairs)
     values = {key: step.value for series, step in pairs for key in series.keys}
     # A kind starts its part afresh, so it comes before what is set in that part.
     values = dict(sorted(values.items(), key=lambda item: not item[0].endswith(".kind")))
@@ -377,7 +379,7 @@ def _grid_sweeps(
         for steps, row in zip(places, rows, strict=True):
             others = [(p, step) for i, (p, step) in enumerate(zip(params, steps, strict=True)) if i != axis]
             name = ", ".join(
-                f"{other} side by side" if zipped else f"{other}={_text(step.value)}"
+                f"{other} side by side" if zipped else f"{_short(other, params)}={_text(step.value)}"
                 for other, step in others
             )
             series.setdefault(name, []).append(_point_tree(steps[axis].value, row))
@@ -438,6 +440,14 @@ def _expanded(piece: str, where: str) -> list[Any]:
     if count > 1000:
         raise RecipeError(f"{where}: the range {piece} has {count} values; at most 1000 are taken")
     return [int(v) if whole else float(v) for v in (first + i * step for i in range(count))]
+
+
+def _short(param: str, among: Sequence[str] = ()) -> str:
+    """A key path's last parts, two at least, that tell it from others; a whole path leaves a table no room."""
+    parts = param.split(".")
+    ends = (".".join(parts[-count:]) for count in range(2, len(parts)))
+    others = [other for other in among if other != param]
+    return next((end for end in ends if not any(f".{other}".endswith(f".{end}") for other in others)), param)
 
 
 def _text(value: Any) -> str:

@@ -116,6 +116,17 @@ def test_each_ablation_has_a_file_of_its_own_and_the_same_command_the_same_file(
 # ------------------------------------------------------------------ rows
 
 
+def test_labels_have_the_end_of_a_key_path_that_tells_it_from_others(tmp_path: Path) -> None:
+    def labels(*params: str) -> list[str]:
+        return list(made(tmp_path, *params, values=("1",) * len(params), recipe="date/table5").rows)
+
+    o2o, o2m = "branches.o2o.losses.iou.weight", "branches.o2m.losses.iou.weight"
+    assert labels(o2m) == ["iou.weight=1"]
+    assert labels("optim.lr") == ["optim.lr=1"]
+    assert labels(o2o, o2m) == ["o2o.losses.iou.weight=1, o2m.losses.iou.weight=1"]
+    assert labels(o2m, "optim.lr") == ["iou.weight=1, optim.lr=1"]
+
+
 def test_a_key_path_keeps_what_its_row_says_of_a_scale_and_needs(tmp_path: Path, own: str) -> None:
     recipe = made(tmp_path, "optim.lr", values=("0.1",), recipe=own)
     (changed,) = experiments(recipe).values()

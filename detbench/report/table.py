@@ -241,7 +241,7 @@ def _notes(collected: Collected, rows: Sequence[TableRow], columns: Sequence[Col
         ("commits", collected.distinct(lambda result: result.commit or "unknown")),
     ):
         if len(found) > 1:
-            yield f"Runs of this table come from different {what}: {', '.join(found)}."
+            yield f"Runs of this table come from different {what}: {'; '.join(found)}."
 
 
 def _spread_notes(collected: Collected) -> Iterable[str]:
