@@ -463,6 +463,17 @@ def test_report_prints_every_form(done, form):
     assert "DATE-F" in outcome.stdout
 
 
+def test_running_a_row_prints_that_row_beside_its_baseline(done):
+    outcome = detbench(
+        "run", "quickstart/date-f", "--scale", "smoke", "--seeds", "2", "--json", "--runs", str(done)
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    ((row,),) = [table["rows"] for table in json.loads(outcome.stdout)]
+    assert row["label"] == "DATE-F"
+    assert row["cells"][0]["difference"] is not None
+    assert "The baseline is 'OneNet', which was not asked for here." in outcome.stdout
+
+
 def test_runs_lists_what_there_is(done):
     listed = json.loads(detbench("runs", "--runs", str(done), "--json").stdout)
     assert len(listed) == 6

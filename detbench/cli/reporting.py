@@ -71,6 +71,7 @@ def report(
 
     Of a single run (its folder, or the start of its digest and /SEED): what it gets wrong.
     """
+    from detbench.recipes import select
     from detbench.report import collect, render, write_site
 
     if not gate and patterns and len(patterns) == 1 and (folder := open_store(runs).find(patterns[0])):
@@ -83,7 +84,7 @@ def report(
             print(run_report.render(found, "json" if as_json else format.value), end="")
         return
     store = open_store(runs)
-    collected = collect(store, patterns or None, scale=scale.value if scale else None)
+    collected = collect(store, select(patterns) if patterns else None, scale=scale.value if scale else None)
     if not collected:
         say(f"{runs}: {_why_nothing(store)}")
     missed = _missed(collected, records) if gate else None

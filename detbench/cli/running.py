@@ -97,7 +97,7 @@ def run(
     runs: StoreOption = DEFAULT_RUNS,
     as_json: JsonOption = False,
 ) -> None:
-    """Train and test what is missing, then print the table."""
+    """Train and test what is missing, then print the table of the rows that were named."""
     chosen, context = parse(patterns, scale, data)
     store = open_store(runs)
     cells = _plan(chosen, context, seeds=seeds, store=store)
@@ -243,7 +243,7 @@ def _run(
     error = _failure(outcomes)
     if error is not None and error.exit_code == DetbenchError.exit_code:
         raise error
-    tables = collect(store, [recipe.name for recipe, _ in chosen], context=context)
+    tables = collect(store, chosen, context=context)
     if error is not None and as_json:
         fail(error, {"tables": json.loads(render(tables, "json"))})
     print(render(tables, "json" if as_json else "terminal"), end="")

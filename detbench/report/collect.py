@@ -16,7 +16,7 @@ from detbench.parts.data import Source
 from detbench.parts.experiment import Experiment
 from detbench.parts.part import canonical, flatten, plain
 from detbench.recipe_text import Row
-from detbench.recipes import Context, Recipe, changes, folds_of, load, resolve_if_possible, select, slug
+from detbench.recipes import Context, Recipe, changes, folds_of, load, resolve_if_possible, slug
 from detbench.report.folds import mean_curve, mean_result, mean_scores
 from detbench.report.gather import Collected, Entry
 from detbench.report.sampling import resampled_scores
@@ -32,7 +32,7 @@ Fingerprint = Callable[[Source, Source | None], str | None]
 
 def collect(
     store: Store,
-    patterns: Sequence[str] | None = None,
+    chosen: Sequence[tuple[Recipe, Sequence[Row]]] | None = None,
     *,
     scale: str | None = None,
     context: Context | None = None,
@@ -41,13 +41,11 @@ def collect(
 
     Args:
         store: where the runs are.
-        patterns: recipes or rows to report; by default all that finished runs were asked for by. A recipe that can't
-            be loaded any more is left out then, with a line on stderr, and so are runs that no row means any more.
+        chosen: recipes with their rows to report; by default all that finished runs were asked for by. A recipe that
+            can't be loaded any more is left out then, with a line on stderr, and so are runs that no row means any
+            more.
         scale: only this scale.
         context: only what was run with this scale, data and overrides; then a table is given even with no run in it.
-
-    Raises:
-        RecipeError: a pattern stands for nothing.
     """
     finished = [folder for folder in store.folders() if (folder / RESULT).is_file()]
     requests = [read_request(folder) for folder in sorted(finished, key=lambda f: read_result(f).finished)]
@@ -55,8 +53,9 @@ def collect(
     contexts = dict.fromkeys(map(context_of, requests))
     if context is not None:
         contexts = {context: None}
-    names = dict.fromkeys(place[0] for r in requests for place in r["places"])
-    chosen = select(patterns) if patterns else [(r, list(r.rows.values())) for r in _still_there(names)]
+    if chosen is None:
+        names = dict.fromkeys(place[0] for r in requests for place in r["places"])
+        chosen = [(recipe, list(recipe.rows.values())) for recipe in _still_there(names)]
     tables = []
     for recipe, rows in chosen:
         for one in contexts:

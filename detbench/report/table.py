@@ -275,6 +275,8 @@ def _difference_notes(
 ) -> Iterable[str]:
     """How sure the differences to the baseline are, and how small a one the seeds could have shown."""
     differences = [cell.difference for row in rows for cell in row.cells if cell.difference]
+    if differences and collected.unlisted is not None:
+        yield f"The baseline is '{collected.unlisted.row.label}', which was not asked for here."
     if any(found.over == "images" for found in differences):
         images = collected.results[0].data["num_val"]
         yield (

@@ -16,7 +16,7 @@ from detbench import cli, recipes, runs
 from detbench.data.drawn import write
 from detbench.parts.data import Drawn
 from detbench.parts.part import plain
-from detbench.recipes import Context
+from detbench.recipes import Context, select
 from detbench.report import build, collect, render
 from detbench.results import REQUEST, RESULT, read_request, read_result
 from detbench.store import Store, write_json
@@ -84,8 +84,8 @@ def test_runs_on_data_that_was_replaced_are_not_reported_as_runs_on_what_lies_th
 
 def test_rows_named_are_reported_alone_with_their_differences_to_the_baseline(store: Store) -> None:
     finish(store, "date/table5", Context("smoke"), seeds=2)
-    (whole,) = map(build, collect(store, ["date/table5"]))
-    (part,) = collect(store, ["date/table5/DATE-F (Ours)", "date/table5/date-r-ours"])
+    (whole,) = map(build, collect(store, select(["date/table5"])))
+    (part,) = collect(store, select(["date/table5/DATE-F (Ours)", "date/table5/date-r-ours"]))
     alone = build(part)
     assert [row.label for row in alone.rows] == ["DATE-R (Ours)", "DATE-F (Ours)"]
     differences = {row.label: [cell.difference for cell in row.cells] for row in whole.rows}
@@ -173,7 +173,7 @@ def test_finished_runs_that_no_row_means_any_more_are_named_with_what_to_do(
     assert "mean another experiment now: FCOS (new settings: optim.weight_decay)." in line
     assert f"`detbench report {name}` shows" in line
     assert "`detbench run quickstart/fcos optim.lr=5e-4 --scale smoke`" in line
-    assert collect(store, ["quickstart/onenet"])
+    assert collect(store, select(["quickstart/onenet"]))
     assert collect(store, scale="cpu") == []
     assert capsys.readouterr().err == "", "what was not asked for is not left out"
 

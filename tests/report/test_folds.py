@@ -69,7 +69,7 @@ def test_a_fold_named_on_the_command_line_is_the_only_one(recipe, store):
 
 
 def test_a_seed_is_reported_as_the_mean_of_its_folds(recipe, store):
-    (collected,) = collect(store, [recipe])
+    (collected,) = collect(store, select([recipe]))
     entry = collected.entry("half of the labels")
     found = [read_result(store.folder(digest, 0)) for digest in entry.digests]
     assert len(found) == 2
@@ -85,15 +85,15 @@ def test_a_seed_is_reported_as_the_mean_of_its_folds(recipe, store):
 
 
 def test_a_part_of_a_table_knows_the_whole(recipe, store):
-    (part,) = collect(store, [f"{recipe}/half-of-the-labels"])
+    (part,) = collect(store, select([f"{recipe}/half-of-the-labels"]))
     assert [entry.row.label for entry in part.entries] == ["half of the labels"]
     assert part.whole is not None
     assert [entry.row.label for entry in part.whole.entries] == ["all labels", "half of the labels"]
-    assert collect(store, [recipe])[0].whole is None
+    assert collect(store, select([recipe]))[0].whole is None
 
 
 def test_means_are_worked_out_by_hand(store, recipe):
-    (collected,) = collect(store, [recipe])
+    (collected,) = collect(store, select([recipe]))
     run = read_result(store.folder(collected.entry("half of the labels").digests[0], 0))
     first = replace(
         run, metrics={"AP": 10.0, "APs": None}, per_class={"x": {"AP": 1.0}}, seconds={"train": 1.0}
