@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -151,6 +152,18 @@ def wait_for(done: object, *, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
+def wait_for_another(path: Path) -> None:
+    """Waits until a file is written anew. Between two checkpoints there is a moment without one."""
+
+    def written() -> int | None:
+        with contextlib.suppress(FileNotFoundError):
+            return path.stat().st_mtime_ns
+        return None
+
+    before = written()
+    wait_for(lambda: written() not in (None, before))
+
+
 def is_gone(session: int) -> bool:
     """Whether no process of a session is left."""
     try:
@@ -178,15 +191,13 @@ def test_a_run_that_lost_a_process_stops_and_goes_on_to_the_same_bits(tmp_path: 
 
     (cut.folder / ERROR).unlink()
     leader = start(cut)
-    before = (cut.folder / CHECKPOINT).stat().st_mtime_ns
-    wait_for(lambda: (cut.folder / CHECKPOINT).stat().st_mtime_ns != before)
+    wait_for_another(cut.folder / CHECKPOINT)
     leader.kill()
     leader.wait()
     wait_for(lambda: is_gone(leader.pid))  # its peer doesn't outlive it
 
     leader = start(cut)
-    before = (cut.folder / CHECKPOINT).stat().st_mtime_ns
-    wait_for(lambda: (cut.folder / CHECKPOINT).stat().st_mtime_ns != before)
+    wait_for_another(cut.folder / CHECKPOINT)
     leader.send_signal(signal.SIGINT)
     assert leader.wait(timeout=60) == 130
 
